@@ -1,0 +1,44 @@
+"Builds the package from `settings.ini`, the one place where nbdev keeps a project's facts."
+from configparser import ConfigParser
+from pathlib import Path
+
+import setuptools
+
+here = Path(__file__).resolve().parent
+config = ConfigParser(delimiters=["="])
+config.read(here / "settings.ini", encoding="utf-8")
+cfg = config["DEFAULT"]
+statuses = ["1 - Planning", "2 - Pre-Alpha", "3 - Alpha", "4 - Beta", "5 - Production/Stable"]
+lib = cfg["lib_name"]
+
+setuptools.setup(
+    name=lib,
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    url=cfg["git_url"],
+    author=cfg["author"],
+    author_email=cfg["author_email"],
+    license="Apache-2.0",
+    keywords=cfg["keywords"],
+    classifiers=[
+        f"Development Status :: {statuses[int(cfg['status']) - 1]}",
+        "Intended Audience :: Science/Research",
+        f"Intended Audience :: {cfg['audience']}",
+        "Natural Language :: English",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    packages=setuptools.find_packages(include=[lib, f"{lib}.*"]),
+    package_data={lib: ["assets/*", "assets/**/*"]},
+    include_package_data=True,
+    python_requires=f">={cfg['min_python']}",
+    install_requires=cfg["requirements"].split(),
+    extras_require={"dev": cfg["dev_requirements"].split()},
+    entry_points={
+        "console_scripts": cfg["console_scripts"].split(),
+        "nbdev": [f"{lib}={lib}._modidx:d"],  # where nbdev looks up what a name in backticks links to
+    },
+    zip_safe=False,
+)
