@@ -25,7 +25,7 @@ def task_products(
     d = grads @ grads.mT
     return (d + d.mT) / 2
 
-# %% ../nbs/04_affinity.ipynb #387887f0
+# %% ../nbs/04_affinity.ipynb #f1052dd4
 def pair_mean(
     total:Float[Tensor,'N N'], # Sum of the affinities of each pair over its snapshots
     count:Float[Tensor,'N N'], # Number of snapshots that each pair was seen in, |Q|
@@ -38,7 +38,7 @@ def pair_mean(
         raise ValueError(f"tasks {i} and {j} were never in one batch: their affinity is unknown. Expected more snapshots or larger batches, or unseen=0.")
     return torch.where(never, unseen or 0., total / count.clamp(min=1))
 
-# %% ../nbs/04_affinity.ipynb #0f63f785
+# %% ../nbs/04_affinity.ipynb #53797b6c
 def affinity_matrix(
     grads:Float[Tensor,'*S N p'], # Gradient of each task's loss w.r.t. the shared prompt, of one or more snapshots
     kind:str='dot', # `dot` (Eq. 3) or `cosine`
@@ -52,7 +52,7 @@ def affinity_matrix(
     both = (seen[:, :, None] * seen[:, None, :]).to(d)
     return pair_mean((d * both).sum(0), both.sum(0), unseen)
 
-# %% ../nbs/04_affinity.ipynb #be641b63
+# %% ../nbs/04_affinity.ipynb #2133b050
 def copy_prompts(
     prompts:Float[Tensor,'S *ctx'], # Shared prompts
     n_tasks:int, # Number of copies of each, N
@@ -61,7 +61,7 @@ def copy_prompts(
     copies = prompts.detach().unsqueeze(1).expand(-1, n_tasks, *prompts.shape[1:])
     return copies.contiguous().clone().requires_grad_()
 
-# %% ../nbs/04_affinity.ipynb #ad7f50da
+# %% ../nbs/04_affinity.ipynb #5ccfd1cd
 def task_gradients(
     losses:Float[Tensor,'S N'], # Loss of each shared prompt on each task, from the step's own forward pass
     prompts:Float[Tensor,'S ...'], # The S shared prompts, or their copies `S N *ctx` made by `copy_prompts`
@@ -78,7 +78,7 @@ def task_gradients(
         grads[:, i] = g.reshape(s, -1)
     return grads
 
-# %% ../nbs/04_affinity.ipynb #5ff78d21
+# %% ../nbs/04_affinity.ipynb #567e96a0
 def snapshot_cost(
     classes:Sequence, # Class ids of each task in the batch
     prefix:float=4., # Cost of one prompt's prefix, in class sequences (17 tokens against names of about 4)
@@ -87,7 +87,7 @@ def snapshot_cost(
     n, union, own = len(classes), len(set().union(*map(set, classes))), sum(len(set(c)) for c in classes)
     return dict(step=2 * (union + prefix), products=(n + 1) * (union + prefix), copies=2 * (own + n * prefix))
 
-# %% ../nbs/04_affinity.ipynb #689b0675
+# %% ../nbs/04_affinity.ipynb #cca24813
 def snapshot_route(
     classes:Sequence, # Class ids of each task in the batch
     prefix:float=4., # Cost of one prompt's prefix, in class sequences
@@ -96,7 +96,7 @@ def snapshot_route(
     cost = snapshot_cost(classes, prefix)
     return 'copies' if cost['copies'] < cost['products'] else 'products'
 
-# %% ../nbs/04_affinity.ipynb #e30488d5
+# %% ../nbs/04_affinity.ipynb #22fc7aca
 def snapshot_overhead(
     classes:Sequence, # Class ids of each task in the batch
     every:int=5, # Steps from one snapshot to the next
@@ -106,7 +106,7 @@ def snapshot_overhead(
     cost = snapshot_cost(classes, prefix)
     return (min(cost['products'], cost['copies']) - cost['step']) / cost['step'] / every
 
-# %% ../nbs/04_affinity.ipynb #1ef5c102
+# %% ../nbs/04_affinity.ipynb #6b6e9c5b
 class AffinityMeter:
     "Collects snapshots of the inter-task affinity while shared prompts train"
     def __init__(self,
@@ -121,7 +121,7 @@ class AffinityMeter:
 
     def __repr__(self): return f"AffinityMeter({self.n_tasks} tasks, {self.kind}, every {self.every} steps, {int(self.count.max())} snapshots of {len(self.total)} prompts)"
 
-# %% ../nbs/04_affinity.ipynb #c0e7f430
+# %% ../nbs/04_affinity.ipynb #689c130c
 @patch
 def wants(self:AffinityMeter,
     step:int, # Step of the training run, from 0
@@ -129,7 +129,7 @@ def wants(self:AffinityMeter,
     "True every `every` steps"
     return step % self.every == 0
 
-# %% ../nbs/04_affinity.ipynb #0d806440
+# %% ../nbs/04_affinity.ipynb #2398a4e0
 @patch
 def update(self:AffinityMeter,
     grads:Float[Tensor,'S N p'], # Each task's gradient on each of the S shared prompts
@@ -144,7 +144,7 @@ def update(self:AffinityMeter,
     self.total += task_products(grads.detach(), self.kind).to(self.total) * both
     self.count += both
 
-# %% ../nbs/04_affinity.ipynb #4820a588
+# %% ../nbs/04_affinity.ipynb #85080bf1
 @patch
 def affinity(self:AffinityMeter,
     per_prompt:bool=False, # One matrix per prompt in place of their mean
@@ -155,7 +155,7 @@ def affinity(self:AffinityMeter,
     if per_prompt: return torch.stack([pair_mean(t, self.count, unseen) for t in self.total])
     return pair_mean(self.total.mean(0), self.count, unseen)
 
-# %% ../nbs/04_affinity.ipynb #e0577e0e
+# %% ../nbs/04_affinity.ipynb #1a5a8ba4
 @patch
 def state_dict(self:AffinityMeter)->dict: # Two tensors, `total` and `count`
     "The sums collected so far"

@@ -7,7 +7,7 @@ __all__ = ['BadData', 'clean_name', 'check_names', 'safe_name', 'write_atomic', 
            'seats', 'fraction', 'open_image', 'bad_images', 'Split', 'Features', 'Task', 'check_tasks', 'contact_sheet',
            'load_image_folder', 'FrozenCLIP', 'center_slab', 'image_hash', 'FeatureStore', 'encode_tasks']
 
-# %% ../nbs/00_data.ipynb #599aa1f0
+# %% ../nbs/00_data.ipynb #b7ae1110
 import hashlib, html, json, os, re, time, unicodedata, uuid, warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from PIL import Image, ImageOps
 from fastcore.basics import patch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from safetensors import SafetensorError
 from safetensors.torch import load as st_load, save as st_save
 from tqdm import tqdm
@@ -200,11 +200,10 @@ def _to_rgb(im:Image.Image)->Image.Image:
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
     return im.convert('RGB')
 
-# %% ../nbs/00_data.ipynb #c0e20ab1
+# %% ../nbs/00_data.ipynb #e946736b
 def _open(image, small:bool=False)->Image.Image:
     with Image.open(image) as im:
         if small: im.draft('RGB', (64, 64))
-        im.load()
         return _to_rgb(ImageOps.exif_transpose(im))
 
 def open_image(
@@ -758,7 +757,7 @@ def _encode(self:FeatureStore, clip:FrozenCLIP, todo:list, batch_size:int, bar)-
         pool.shutdown(cancel_futures=True)
         self._flush(clip, keys, rows)
 
-# %% ../nbs/00_data.ipynb #5298ec56
+# %% ../nbs/00_data.ipynb #28979c6c
 def _hash_or_none(image)->bytes|None:
     try: return image_hash(image)
     except Exception: return None
@@ -778,10 +777,11 @@ def features(self:FeatureStore,
     known = self._table(clip)
     first = {k: i for i,k in reversed(list(enumerate(keys))) if k not in known.at}
     todo = [(i, all_[i], keys[i]) for i in sorted(first.values())]
+    if not todo: return known.get(keys)
+    self._open_folder(clip)
     try:
-        if todo:
-            self._open_folder(clip)
-            with _bar(None, progress, total=len(todo), desc=desc, unit='image') as bar: self._encode(clip, todo, batch_size, bar)
+        with _bar(None, progress, total=len(todo), desc=desc, unit='image') as bar: self._encode(clip, todo, batch_size, bar)
+    except BadData: raise
     except Exception:
         if bad:=bad_images(all_, False): _refuse_bad([str(o) if _is_file(o) else f'image {i}' for i,o in enumerate(all_)], bad)
         raise

@@ -16,23 +16,23 @@ from html import escape
 from importlib.metadata import version, PackageNotFoundError
 from pathlib import Path
 
-# %% ../nbs/08_hipro.ipynb #8f038042
+# %% ../nbs/08_hipro.ipynb #786b9804
 import numpy as np
 import torch
 from fastcore.basics import first, patch, patch_to
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-# %% ../nbs/08_hipro.ipynb #14b02fa0
+# %% ../nbs/08_hipro.ipynb #42334960
 from .data import BadData, FeatureStore, Features, FrozenCLIP, Task, check_tasks, encode_tasks, load_tensors, save_tensors
 from .clip import PromptTower, zero_shot_weights
 from .affinity import AffinityMeter
-from .tree import TaskTree, balanced_tree
-from .train import TrainConfig, class_index, train_prompts
+from .tree import TaskTree, balanced_tree, flat_tree
+from .train import TrainConfig, train_prompts
 from .fuse import fuse_weights
 
-# %% ../nbs/08_hipro.ipynb #76334e02
+# %% ../nbs/08_hipro.ipynb #00a4f0ea
 @dataclass(frozen=True)
 class Result:
     "Accuracy of one method on N tasks in S runs, in percent, with what was run"
@@ -51,7 +51,7 @@ class Result:
         if any(len(row) != len(self.tasks) for row in rows): raise BadData(f"{self.method}: every row needs {len(self.tasks)} accuracies, one per task")
         if len(set(self.seeds)) != len(self.seeds): raise BadData(f"{self.method}: a seed occurs twice in {list(self.seeds)}")
 
-# %% ../nbs/08_hipro.ipynb #2786566a
+# %% ../nbs/08_hipro.ipynb #fe60f76f
 @patch(as_prop=True)
 def values(self:Result)->np.ndarray: # Accuracies $a_{sj}$, `S N`
     "The accuracies as an array"
@@ -68,7 +68,7 @@ def rows(self:Result)->list: # `(name, mean, population deviation)` per task, th
     named = [*zip(self.tasks, self.values.T), ('average', self.averages)]
     return [(name, float(a.mean()), float(a.std())) for name,a in named]
 
-# %% ../nbs/08_hipro.ipynb #e7a3d0ee
+# %% ../nbs/08_hipro.ipynb #fc04bb1d
 @patch
 def merge(self:Result,
     *others:Result, # Further runs of the same method on the same tasks
@@ -82,7 +82,7 @@ def merge(self:Result,
     kept = {k:v for r in every for k,v in (r.predictions or {}).items()} or None
     return replace(self, seeds=tuple(s for s,_ in runs), accuracy=tuple(a for _,a in runs), predictions=kept)
 
-# %% ../nbs/08_hipro.ipynb #320a645b
+# %% ../nbs/08_hipro.ipynb #4e96530f
 Interval = namedtuple('Interval', 'mean low high n')
 
 @patch
@@ -102,7 +102,7 @@ def paired_interval(self:Result,
     half = stats.t.ppf((1+level)/2, len(d)-1) * stats.sem(d)
     return Interval(float(d.mean()), float(d.mean()-half), float(d.mean()+half), len(d))
 
-# %% ../nbs/08_hipro.ipynb #82eef055
+# %% ../nbs/08_hipro.ipynb #a76ea088
 def _runs(n:int # Number of runs
          )->str: # What a table prints about it
     return f'n = {n} ' + ('run' if n == 1 else 'runs')
@@ -116,7 +116,7 @@ def to_markdown(self:Result)->str: # A table of tasks and accuracies
     lines = [f'| task | {self.method}, % ({_runs(n)}) |', '|---|---|']
     return '\n'.join(lines + [f'| {t} | {_cell(m, s, n)} |' for t,m,s in self.rows()])
 
-# %% ../nbs/08_hipro.ipynb #79a2974f
+# %% ../nbs/08_hipro.ipynb #b0a6e572
 def _html_table(head:list, rows:list, caption:str)->str: # HTML; every entry of `head`, `rows` and `caption` is already escaped
     th = ''.join(f'<th>{h}</th>' for h in head)
     body = ''.join('<tr>' + ''.join(f'<td>{c}</td>' for c in row) + '</tr>' for row in rows)
@@ -129,7 +129,7 @@ def _repr_html_(self:Result)->str:
     about = f"accuracy, mean and population deviation, {_runs(n)}, seeds {', '.join(map(str, self.seeds))}"
     return _html_table(['task', f'{escape(self.method)}, %'], rows, about)
 
-# %% ../nbs/08_hipro.ipynb #ccc1057f
+# %% ../nbs/08_hipro.ipynb #d0c7b242
 def _revision()->str:
     "Commit of the checkout this package lies in; its version where it is not in one"
     here = Path(__file__).resolve().parent if '__file__' in globals() else Path.cwd()
@@ -148,7 +148,7 @@ def run_facts(device:str = 'cpu' # Device that the run used
     return dict(revision=_revision(), device=device, date=datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
                 versions=dict(python=platform.python_version(), **{n: version(n) for n in names}))
 
-# %% ../nbs/08_hipro.ipynb #9307c12c
+# %% ../nbs/08_hipro.ipynb #2a681eca
 @patch
 def to_json(self:Result)->str: # JSON, one result
     "The result as JSON, with settings and facts; `Result.from_json` reads it back"
@@ -167,7 +167,7 @@ def from_json(cls,
     if d.get('predictions'): d['predictions'] = {int(k): v for k,v in d['predictions'].items()}
     return cls(**d)
 
-# %% ../nbs/08_hipro.ipynb #b198df1b
+# %% ../nbs/08_hipro.ipynb #87741242
 class Comparison:
     "A table of tasks × methods, the best mean of every row in bold"
     def __init__(self,
@@ -178,6 +178,7 @@ class Comparison:
         for r in self.results:
             if r.tasks != self.results[0].tasks: raise BadData(f"cannot compare {r.method} with {self.results[0].method}: they were run on other tasks")
 
+    def __repr__(self): return str(self)
     def __getitem__(self, method): return first(r for r in self.results if r.method == method)
 
 def compare(
@@ -186,7 +187,7 @@ def compare(
     "Several methods in one table"
     return Comparison(results)
 
-# %% ../nbs/08_hipro.ipynb #b41dc557
+# %% ../nbs/08_hipro.ipynb #3ee27c36
 @patch
 def cells(self:Comparison)->list: # `(task, [(text, is best), ...])`
     "The table's text, row by row"
@@ -201,7 +202,7 @@ def _about(self:Comparison)->str:
     runs = {_runs(len(r.seeds)) for r in self.results}
     return 'accuracy in %, mean ± population deviation, ' + (runs.pop() if len(runs) == 1 else '; '.join(f'{r.method}: {_runs(len(r.seeds))}' for r in self.results))
 
-# %% ../nbs/08_hipro.ipynb #52c8b585
+# %% ../nbs/08_hipro.ipynb #cb1c838b
 @patch
 def to_markdown(self:Comparison)->str: # The table with the best of every row between `**`
     "The comparison as a Markdown table"
@@ -222,7 +223,7 @@ def __str__(self:Comparison)->str:
     wide = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     return '\n'.join('  '.join([row[0].ljust(wide[0])] + [c.rjust(w) for c,w in zip(row[1:], wide[1:])]).rstrip() for row in table) + f'\n{self._about()}; * best'
 
-# %% ../nbs/08_hipro.ipynb #e288eaf8
+# %% ../nbs/08_hipro.ipynb #172aab6d
 class Method:
     "Tasks and one frozen CLIP in, one linear classifier per task out; subclasses define `_fit`, `_head` and `settings`"
     title = 'method' # Name in tables
@@ -238,14 +239,22 @@ class Method:
         self.tasks, self.classnames, self.heads, self.scales = (), (), (), ()
 
     def __init_subclass__(cls): Method.kinds[cls.__name__] = cls
-    def settings(self)->dict: return {}
+    def settings(self)->dict:
+        "What `from_settings` needs, as plain data"
+        return {}
     @classmethod
-    def from_settings(cls, clip, settings, **kw): return cls(clip, **settings, **kw)
+    def from_settings(cls,
+        clip:FrozenCLIP|None, # The frozen model
+        settings:dict, # What `settings` returned
+        **kw, # Further arguments
+    ):
+        "A method with the same settings, not fitted yet"
+        return cls(clip, **settings, **kw)
     def _fit(self, tasks, checkpoint, progress): raise NotImplementedError(f"{type(self).__name__} defines no _fit")
     def _head(self, i): raise NotImplementedError(f"{type(self).__name__} defines no _head")
     def _scale(self, i): return self.clip.logit_scale
 
-# %% ../nbs/08_hipro.ipynb #b4416132
+# %% ../nbs/08_hipro.ipynb #5127e122
 @patch
 def fit(self:Method,
     tasks:Sequence, # N tasks, of images or of features
@@ -262,7 +271,7 @@ def fit(self:Method,
     self.scales = tuple(float(self._scale(i)) for i in range(len(tasks)))
     return self
 
-# %% ../nbs/08_hipro.ipynb #fc296964
+# %% ../nbs/08_hipro.ipynb #7ee48101
 @patch
 def index(self:Method,
     task:str|int, # Name or index of a fitted task
@@ -280,7 +289,7 @@ def weights(self:Method,
     "The classifier of a task: one row per class, for unit-norm image features"
     return self.heads[self.index(task)]
 
-# %% ../nbs/08_hipro.ipynb #e8b64415
+# %% ../nbs/08_hipro.ipynb #97408ce9
 Prediction = namedtuple('Prediction', 'probs names')
 
 @patch
@@ -303,7 +312,7 @@ def predict(self:Method,
     probs = (self.scales[i] * x.to(w) @ w.T).softmax(1)
     return Prediction(probs, [self.classnames[i][k] for k in probs.argmax(1).tolist()])
 
-# %% ../nbs/08_hipro.ipynb #e7b31e21
+# %% ../nbs/08_hipro.ipynb #41ddcb88
 @patch
 def _check_same(self:Method, task:Task)->int:
     "Index of `task`, which must have the classes that the classifier was fitted on"
@@ -330,7 +339,7 @@ def evaluate(self:Method,
     facts = run_facts('cpu' if self.clip is None else str(self.clip.device))
     return Result(self.title, tuple(t.name for t in tasks), (self.seed,), (rows,), self.settings(), facts, {self.seed: kept} if keep else None)
 
-# %% ../nbs/08_hipro.ipynb #69a3fc69
+# %% ../nbs/08_hipro.ipynb #42fc4c4f
 class ZeroShot(Method):
     "Hand-written prompts (Section 3.1): nothing is learned"
     title = 'zero-shot'
@@ -343,17 +352,19 @@ class ZeroShot(Method):
         super().__init__(clip, store, seed)
         self.templates = tuple(templates)
 
-    def settings(self): return dict(templates=list(self.templates), seed=self.seed)
+    def settings(self)->dict:
+        "Templates and seed"
+        return dict(templates=list(self.templates), seed=self.seed)
     def _fit(self, tasks, checkpoint, progress): pass
     def _head(self, i): return zero_shot_weights(self.clip, self.classnames[i], self.templates)
 
-# %% ../nbs/08_hipro.ipynb #09a4f698
+# %% ../nbs/08_hipro.ipynb #bec7a3e4
 TITLES = dict(leaf='CoOp', root='CoOp-MTL', flat='Shr+Ind', tree='HiPro')
 
 def _check_choice(name:str, value, choices)->None:
     if value not in choices: raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
 
-# %% ../nbs/08_hipro.ipynb #e8bcb535
+# %% ../nbs/08_hipro.ipynb #9ff54c2a
 class HiPro(Method):
     "Hierarchical prompt learning (Section 3.3); with other `nodes` CoOp, CoOp-MTL or Shr+Ind"
     def __init__(self,
@@ -379,6 +390,7 @@ class HiPro(Method):
         self.chunk, self.recompute = chunk, recompute
         self.planned, self.affinity, self.ctx, self.groups, self.log_scale = tree, None, None, (), None
 
+# %% ../nbs/08_hipro.ipynb #1182b9ae
 @patch(as_prop=True)
 def title(self:HiPro)->str: # Name in tables
     "HiPro, or the method that its nodes make of it"
@@ -400,7 +412,7 @@ def from_settings(cls,
     tree = settings.get('tree') and TaskTree.from_dict(settings['tree'])
     return cls(clip, **{**settings, 'config': TrainConfig(**settings['config']), 'tree': tree}, **kwargs)
 
-# %% ../nbs/08_hipro.ipynb #e2bcc83e
+# %% ../nbs/08_hipro.ipynb #fdcd2d9c
 def node_slots(
     groups:Sequence, # Task indices of each node
     n:int, # Number of tasks, N
@@ -408,7 +420,7 @@ def node_slots(
     "Which of the $2N-1$ starting prompts the nodes take"
     return [g[0] if len(g) == 1 else 2*n-2 if len(g) == n else m for m,g in enumerate(groups)]
 
-# %% ../nbs/08_hipro.ipynb #5c82aa9a
+# %% ../nbs/08_hipro.ipynb #454ae23f
 @patch
 def _build_tower(self:HiPro):
     "The text tower for all class names, each once"
@@ -426,7 +438,7 @@ def _start(self:HiPro)->Float[Tensor,'m T w']:
 def _train(self:HiPro, tasks, groups, ctx, **kw):
     return train_prompts(self.tower, tasks, groups, self.config, self.clip.logit_scale, ctx=ctx, **kw)
 
-# %% ../nbs/08_hipro.ipynb #d898ca2b
+# %% ../nbs/08_hipro.ipynb #7d080f7c
 @patch
 def estimate_tree(self:HiPro,
     tasks:Sequence, # N encoded tasks
@@ -441,7 +453,7 @@ def estimate_tree(self:HiPro,
     except ValueError as e: raise BadData(f'{e} (tasks in order: {", ".join(self.tasks)})') from None
     return balanced_tree(self.affinity, balanced=self.balanced)
 
-# %% ../nbs/08_hipro.ipynb #15818bdc
+# %% ../nbs/08_hipro.ipynb #e3db79e2
 @patch
 def _choose_groups(self:HiPro, tasks, checkpoint, progress)->list:
     "The task groups that get a prompt, the leaves first"
@@ -464,7 +476,7 @@ def _fit(self:HiPro, tasks, checkpoint, progress):
     self.ctx, self.history, self.log_scale = run.ctx, run.history, run.log_scale
     self._encode_nodes()
 
-# %% ../nbs/08_hipro.ipynb #47405ced
+# %% ../nbs/08_hipro.ipynb #618a0ea3
 @patch
 def _encode_nodes(self:HiPro):
     "Class weights of every node for the classes of its tasks"
@@ -477,7 +489,7 @@ def _encode_nodes(self:HiPro):
     self._row = torch.full((len(self.groups), len(at)), -1)
     self._row[node, cls] = torch.arange(len(node))
 
-# %% ../nbs/08_hipro.ipynb #6196929d
+# %% ../nbs/08_hipro.ipynb #d9502d8b
 @patch
 def node_weights(self:HiPro,
     task:str|int, # Name or index of a fitted task
@@ -500,7 +512,7 @@ def _scale(self:HiPro, i):
     if self.log_scale is None: return self.clip.logit_scale
     return self.log_scale[[m for m,g in enumerate(self.groups) if i in g]].mean().exp()
 
-# %% ../nbs/08_hipro.ipynb #cb94f3e5
+# %% ../nbs/08_hipro.ipynb #d91ca1c2
 @patch
 def select(self:HiPro,
     nodes:str, # 'leaf' (CoOp), 'root' (CoOp-MTL), 'flat' (Shr+Ind) or 'tree' (HiPro)
@@ -518,7 +530,7 @@ def select(self:HiPro,
     view.heads, view.scales = tuple(view._head(i) for i in range(n)), tuple(float(view._scale(i)) for i in range(n))
     return view
 
-# %% ../nbs/08_hipro.ipynb #b9f5d3ed
+# %% ../nbs/08_hipro.ipynb #63f1b8fa
 @patch
 def _state(self:Method)->tuple: return {}, {}
 
@@ -538,7 +550,7 @@ def save(self:Method,
                  classnames=[list(c) for c in self.classnames], clip=self.made_with, scales=list(self.scales))
     return save_tensors(path, {f'head.{i}': h for i,h in enumerate(self.heads)} | tensors, meta)
 
-# %% ../nbs/08_hipro.ipynb #2fabd369
+# %% ../nbs/08_hipro.ipynb #256f4c41
 def _check_file(path, meta:dict, clip, tasks)->None:
     "Raises `BadData` unless the file holds a method, made with `clip`, for `tasks`"
     if meta.get('kind') != 'hipro_nb method' or meta.get('method') not in Method.kinds:
@@ -558,7 +570,7 @@ def _restore(self:HiPro, tensors:dict, meta:dict)->None:
     self.affinity, self.log_scale = tensors.get('affinity'), tensors.get('log_scale')
     self.tree = meta['tree'] and TaskTree.from_dict(meta['tree'])
 
-# %% ../nbs/08_hipro.ipynb #5542bc5f
+# %% ../nbs/08_hipro.ipynb #609f852f
 @patch_to(Method, cls_method=True)
 def load(cls,
     path:str|Path, # File written by `save`
@@ -576,7 +588,7 @@ def load(cls,
     m.heads = tuple(tensors[f'head.{i}'] for i in range(len(m.tasks)))
     return m
 
-# %% ../nbs/08_hipro.ipynb #c1fd793e
+# %% ../nbs/08_hipro.ipynb #e69bf3b6
 methods = dict(zero_shot=(ZeroShot, {}), coop=(HiPro, dict(nodes='leaf')), coop_mtl=(HiPro, dict(nodes='root')),
                shr_ind=(HiPro, dict(nodes='flat')), hipro=(HiPro, dict(nodes='tree')))
 

@@ -6,7 +6,7 @@
 __all__ = ['TrainConfig', 'lr_at', 'BatchPlan', 'class_index', 'ClassRows', 'class_rows', 'PromptTrainer', 'NonFiniteLoss',
            'prefix_cost', 'tower_key', 'first_difference', 'PromptRun', 'train_prompts', 'affinity_overhead']
 
-# %% ../nbs/06_train.ipynb #95721619
+# %% ../nbs/06_train.ipynb #c83179b7
 import hashlib
 import json
 import math
@@ -28,7 +28,7 @@ from .clip import PromptTower
 from .data import BadData, Task, check_tasks, load_tensors, save_tensors
 from .loss import member_mask
 
-# %% ../nbs/06_train.ipynb #308ed36d
+# %% ../nbs/06_train.ipynb #c2f67141
 @dataclass(frozen=True)
 class TrainConfig:
     "Settings of a training run; `ValueError` naming the field if one is out of range"
@@ -51,7 +51,7 @@ class TrainConfig:
             if not (value := getattr(self, name)) >= low or value == math.inf: raise ValueError(f"{name} is {value}; expected a finite number, {low} or more")
         if self.dtype is not None and not isinstance(getattr(torch, self.dtype, None), torch.dtype): raise ValueError(f"dtype is {self.dtype!r}; expected the name of a torch dtype, such as 'bfloat16'")
 
-# %% ../nbs/06_train.ipynb #4c074668
+# %% ../nbs/06_train.ipynb #52a449c7
 def lr_at(
     config:TrainConfig, # Settings of the run
     epoch:int, # Epoch, from 0
@@ -61,7 +61,7 @@ def lr_at(
     if e < 0: return config.warmup_lr
     return config.lr * (1 + math.cos(math.pi * e / config.epochs)) / 2
 
-# %% ../nbs/06_train.ipynb #0f94b407
+# %% ../nbs/06_train.ipynb #ed3490a5
 class BatchPlan:
     "The order in which the images of all tasks are seen; depends on the arguments only"
     def __init__(self,
@@ -78,7 +78,7 @@ class BatchPlan:
 
     def __repr__(self): return f"BatchPlan({len(self.sizes)} tasks, {sum(self.sizes)} images, {self.steps} steps of {self.size} per epoch)"
 
-# %% ../nbs/06_train.ipynb #71f05cc5
+# %% ../nbs/06_train.ipynb #d87137a1
 @patch
 def shuffled(self:BatchPlan,
     n:int, # How many
@@ -87,7 +87,7 @@ def shuffled(self:BatchPlan,
     "Shuffle from `seed` and `key` alone: no generator state to carry along"
     return torch.from_numpy(np.random.default_rng([self.seed, *key]).permutation(n))
 
-# %% ../nbs/06_train.ipynb #74893605
+# %% ../nbs/06_train.ipynb #663c93ae
 @patch
 def seats(self:BatchPlan,
     epoch:int, # Epoch, from 0
@@ -97,7 +97,7 @@ def seats(self:BatchPlan,
     turn = self.shuffled(n, 0, epoch)[torch.arange(self.steps * self.spare) % n].view(self.steps, self.spare)
     return torch.full((self.steps, n), self.each).scatter_add(1, turn, torch.ones_like(turn))
 
-# %% ../nbs/06_train.ipynb #8db6faf4
+# %% ../nbs/06_train.ipynb #9f8b3bd1
 @patch
 def drawn(self:BatchPlan,
     epoch:int, # Epoch, from 0
@@ -120,7 +120,7 @@ def stream(self:BatchPlan,
     cycles = [self.shuffled(size, 1, task, c) for c in range(first, last + 1)]
     return torch.cat(cycles or [torch.empty(0, dtype=torch.long)])[start - first * size:][:n]
 
-# %% ../nbs/06_train.ipynb #3d21b206
+# %% ../nbs/06_train.ipynb #738204bc
 @patch
 def epoch(self:BatchPlan,
     epoch:int, # Epoch, from 0
@@ -132,7 +132,7 @@ def epoch(self:BatchPlan,
     for t, n in enumerate(seats.sum(0).tolist()): image[task == t] = self.stream(t, start[t], n)
     return task.view(self.steps, -1), image.view(self.steps, -1)
 
-# %% ../nbs/06_train.ipynb #a96c0b0d
+# %% ../nbs/06_train.ipynb #0dcb5ff4
 def class_index(
     tasks:Sequence[Task], # Tasks
 )->tuple[list,list]: # The union of the class names, and each task's class ids in it
@@ -141,7 +141,7 @@ def class_index(
     ids = {name: i for i, name in enumerate(names)}
     return names, [torch.tensor([ids[name] for name in task.classnames]) for task in tasks]
 
-# %% ../nbs/06_train.ipynb #61a7a603
+# %% ../nbs/06_train.ipynb #cefa6032
 @dataclass(frozen=True, eq=False)
 class ClassRows:
     "Which (node, class) pairs a step encodes, and where they end up"
@@ -162,7 +162,7 @@ def class_rows(
     row = torch.where(need, need.flatten().cumsum(0).view(need.shape) - 1, -1)
     return ClassRows(active.nonzero().flatten(), node, cls, row)
 
-# %% ../nbs/06_train.ipynb #54db9f43
+# %% ../nbs/06_train.ipynb #e61f92c4
 def _tower_ids(tower, tasks):
     "Each task's class ids in the tower; `BadData` naming a class that it lacks"
     ids = {name: i for i, name in enumerate(tower.classnames)}
@@ -178,7 +178,7 @@ def _check_groups(groups, n_tasks, meter):
         if not group or len(set(group)) < len(group): raise BadData(f"node {m} holds tasks {tuple(group)}; expected at least one, each once")
     if meter is not None and any(set(g) != set(range(n_tasks)) for g in groups): raise BadData("a meter needs prompts that all tasks share; expected every group to hold all tasks")
 
-# %% ../nbs/06_train.ipynb #3a728437
+# %% ../nbs/06_train.ipynb #2f80ef10
 class PromptTrainer:
     "All nodes' prompts with their optimiser; one `step` trains every node that the batch concerns"
     def __init__(self,
@@ -195,14 +195,14 @@ class PromptTrainer:
         for task in tasks:
             if not task.is_encoded: raise BadData(f"task {task.name!r} holds images; expected features, from encode_tasks")
         _check_groups(groups, len(tasks), meter)
-        self.groups = [tuple(g) for g in groups]
-        self.step, self.clean, self.rows_seen, self._order = 0, True, {}, (None, None)
+        self.groups, self.numbers = [tuple(g) for g in groups], range(len(groups))
+        self.step, self.clean, self.rows_seen, self._order, self._identity = 0, True, {}, (None, None), None
         self._place_data()
         self._place_prompts()
 
     def __repr__(self): return f"PromptTrainer({len(self.groups)} nodes, {len(self.tasks)} tasks, step {self.step} of {self.total_steps})"
 
-# %% ../nbs/06_train.ipynb #c4434e5e
+# %% ../nbs/06_train.ipynb #b942f399
 @patch
 def _place_data(self:PromptTrainer):
     "Features of all tasks in one tensor on the device; index tables on the CPU"
@@ -217,7 +217,7 @@ def _place_data(self:PromptTrainer):
     self.y = torch.cat([t.train.y for t in self.tasks])
     self.first = torch.tensor([0, *self.plan.sizes]).cumsum(0)[:-1]
 
-# %% ../nbs/06_train.ipynb #a3521fb4
+# %% ../nbs/06_train.ipynb #9757216b
 @patch
 def _place_prompts(self:PromptTrainer):
     "Prompts, their momentum and the optimiser, a parameter per node"
@@ -234,7 +234,7 @@ def _place_prompts(self:PromptTrainer):
     self.loss_sum, self.history = self.log_scale * 0, []
     self._make_optimizer()
 
-# %% ../nbs/06_train.ipynb #6cea3b22
+# %% ../nbs/06_train.ipynb #d3900efa
 @patch
 def _make_optimizer(self:PromptTrainer):
     "SGD over views of the prompts, one parameter per node: a node without a gradient is left alone"
@@ -245,7 +245,7 @@ def _make_optimizer(self:PromptTrainer):
     self.optimizer = torch.optim.SGD(groups, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, foreach=True)
     for p, m in zip(self.params + self.scale_params, [*self.momentum, *self.scale_momentum]): self.optimizer.state[p]['momentum_buffer'] = m
 
-# %% ../nbs/06_train.ipynb #2425b41b
+# %% ../nbs/06_train.ipynb #91168e3a
 @patch
 def losses(self:PromptTrainer,
     weights:Float[Tensor,'P d'], # Encoded (node, class) pairs
@@ -269,7 +269,7 @@ def losses(self:PromptTrainer,
     key = (m * member.shape[1] + t).to(self.device)
     return ce.new_zeros(member.numel()).index_add(0, key, ce * share.to(ce)).view(member.shape)
 
-# %% ../nbs/06_train.ipynb #f141e14b
+# %% ../nbs/06_train.ipynb #4ea34f22
 @patch
 def batch(self:PromptTrainer,
     step:int, # Step, over all epochs
@@ -295,7 +295,7 @@ def _encode(self:PromptTrainer, ctx, rows):
     if len(rows.active) < len(ctx): ctx = ctx[rows.active.to(ctx.device)]
     return self.tower.encode_pairs(ctx, rows.node.to(ctx.device), rows.cls.to(ctx.device))
 
-# %% ../nbs/06_train.ipynb #160dca77
+# %% ../nbs/06_train.ipynb #b13227ed
 @patch
 def node_losses(self:PromptTrainer,
     ctx:Float[Tensor,'M T w'], # Prompts, of the nodes or of a part of them
@@ -309,7 +309,7 @@ def node_losses(self:PromptTrainer,
     rows = self._rows(present, member)
     return self.losses(self._encode(ctx, rows), rows, task, image, member, scale)
 
-# %% ../nbs/06_train.ipynb #2132dd9f
+# %% ../nbs/06_train.ipynb #ae4c91e4
 @patch
 def gradients(self:PromptTrainer,
     task:Int[Tensor,'B'], # Task of each image
@@ -322,7 +322,7 @@ def gradients(self:PromptTrainer,
     g, *gs = torch.autograd.grad(losses.sum(), [ctx, log_scale] if learn else [ctx])
     return losses.detach(), g, gs[0] if learn else None
 
-# %% ../nbs/06_train.ipynb #efdadda1
+# %% ../nbs/06_train.ipynb #8b1441ca
 class NonFiniteLoss(RuntimeError): "A loss or gradient that is not finite: training stopped before the step"
 
 @patch
@@ -336,9 +336,9 @@ def check_finite(self:PromptTrainer,
     what, bad = ('loss', bad_loss) if bad_loss.any() else ('gradient', bad_grad)
     m = bad.nonzero()[0].item()
     names = ', '.join(repr(self.tasks[t].name) for t in self.groups[m])
-    raise NonFiniteLoss(f"step {self.step}: the {what} of node {m} (task{'s' * (len(self.groups[m]) > 1)} {names}) is not finite; stopped before the step. Expected a lower lr than {self.config.lr:g}, or features and prompts of ordinary size")
+    raise NonFiniteLoss(f"step {self.step}: the {what} of node {self.numbers[m]} (task{'s' * (len(self.groups[m]) > 1)} {names}) is not finite; stopped before the step. Expected a lower lr than {self.config.lr:g}, or features and prompts of ordinary size")
 
-# %% ../nbs/06_train.ipynb #609af327
+# %% ../nbs/06_train.ipynb #b4b63861
 @patch
 def train_step(self:PromptTrainer)->Float[Tensor,'M']: # Loss of each node, Eq. 2
     "One batch, one pass, one step of every node that it concerns"
@@ -372,7 +372,7 @@ def _note(self:PromptTrainer, loss):
         self.history.append((self.loss_sum / self.plan.steps).cpu())
         self.loss_sum = self.loss_sum * 0
 
-# %% ../nbs/06_train.ipynb #0da3e117
+# %% ../nbs/06_train.ipynb #d2386c22
 def prefix_cost(
     tower:PromptTower, # Tower of a run
 )->float: # Context tokens that a prompt's classes share, over the mean of a class's own tokens
@@ -390,7 +390,7 @@ def route(self:PromptTrainer,
         self.rows_seen[key] = snapshot_route(classes, prefix_cost(self.tower))
     return self.rows_seen[key]
 
-# %% ../nbs/06_train.ipynb #33b13187
+# %% ../nbs/06_train.ipynb #4fa10d23
 @patch
 def snapshot(self:PromptTrainer,
     task:Int[Tensor,'B'], # Task of each image
@@ -412,7 +412,7 @@ def snapshot(self:PromptTrainer,
     grads = task_gradients(losses, ctx, present, copies=copied)
     return losses.detach(), grads.sum(1).view_as(self.ctx), gs, grads
 
-# %% ../nbs/06_train.ipynb #eb8464f2
+# %% ../nbs/06_train.ipynb #438f8e77
 def tower_key(
     tower:PromptTower, # Tower of a run
 )->dict: # Plain values
@@ -428,13 +428,15 @@ def _hash(*tensors):
 @patch
 def identity(self:PromptTrainer)->dict: # Plain values, for JSON
     "What must be the same for a checkpoint to fit: tower, settings, tasks, groups, first prompts"
+    if self._identity: return self._identity
     c = {k: v for k, v in asdict(self.config).items() if k not in ('device', 'checkpoint_every')}
     tasks = [dict(name=t.name, images=len(t.train), classnames=list(t.classnames), data=_hash(t.train.x, t.train.y)) for t in self.tasks]
     m = self.meter
-    return dict(tower=tower_key(self.tower), config=c, scale=float(self.scale), tasks=tasks, groups=[list(g) for g in self.groups],
+    self._identity = dict(tower=tower_key(self.tower), config=c, scale=float(self.scale), tasks=tasks, groups=[list(g) for g in self.groups],
                 meter=None if m is None else dict(every=m.every, kind=m.kind), prompts=dict(shape=list(self.ctx.shape), values=_hash(self.start)))
+    return self._identity
 
-# %% ../nbs/06_train.ipynb #4bccc954
+# %% ../nbs/06_train.ipynb #0a26cf06
 def first_difference(
     old:object, # Plain values: dicts, lists, numbers, strings
     new:object, # The same kind of values
@@ -447,7 +449,7 @@ def first_difference(
     else: return None if old == new else f"{at} was {old!r}, is {new!r}"
     return next((d for k, a, b in pairs if (d := first_difference(a, b, k))), None)
 
-# %% ../nbs/06_train.ipynb #b4762da8
+# %% ../nbs/06_train.ipynb #526cad2d
 @patch
 def save(self:PromptTrainer,
     path:str|Path, # File to write
@@ -471,7 +473,7 @@ def load(self:PromptTrainer,
     self.step, self.history = meta['step'], list(t['history'])
     if self.meter is not None: self.meter.load_state_dict({k: t[f'meter_{k}'] for k in ('total', 'count')})
 
-# %% ../nbs/06_train.ipynb #1933bf5f
+# %% ../nbs/06_train.ipynb #0bcebc65
 @dataclass(eq=False)
 class PromptRun:
     "What training gives"
@@ -490,6 +492,7 @@ def run(self:PromptTrainer,
     progress:bool=True, # Show a bar, if standard error is a terminal
 ):
     "Train to the end; an interruption or an error leaves a checkpoint that can go on"
+    if checkpoint and self.step == 0: self.save(checkpoint)
     bar = tqdm(total=self.total_steps, initial=self.step, desc='prompts', unit='step', leave=False, disable=None if progress else True)
     try:
         while self.step < self.total_steps:
@@ -502,7 +505,7 @@ def run(self:PromptTrainer,
         raise
     finally: bar.close()
 
-# %% ../nbs/06_train.ipynb #dafeb124
+# %% ../nbs/06_train.ipynb #0073d307
 @contextmanager
 def _placed(tower, config):
     "The tower in the run's precision and on its device; afterwards back where it was"
@@ -515,16 +518,17 @@ def _placed(tower, config):
     finally:
         for part in (tower, tower.clip): part.to(home)
 
-def _train_own(tower, tasks, groups, config, scale, ctx, meter, checkpoint, resume, progress):
-    "Train these groups in this process"
+def _train_own(own, tower, tasks, groups, config, scale, ctx, meter, checkpoint, resume, progress):
+    "Train the groups numbered `own` in this process"
     trainer = PromptTrainer(tower, tasks, groups, config, scale, ctx, meter)
+    trainer.numbers = own
     if checkpoint and resume and Path(checkpoint).exists(): trainer.load(checkpoint)
     began = time.perf_counter()
     trainer.run(checkpoint, progress)
     return PromptRun(trainer.ctx, trainer.groups, torch.stack(trainer.history), trainer.log_scale if config.learn_temperature else None,
                      trainer.step, time.perf_counter() - began, meter)
 
-# %% ../nbs/06_train.ipynb #9d0e51d9
+# %% ../nbs/06_train.ipynb #c64aa600
 def _world():
     "Rank and number of processes; 0 and 1 without torch.distributed"
     on = dist.is_available() and dist.is_initialized()
@@ -554,7 +558,7 @@ def _join(part, own, groups, ctx, config, meter):
     dist.all_reduce(facts, dist.ReduceOp.MAX)
     return PromptRun(trained, groups, history.T, scales, int(facts[0]), float(facts[1]), meter)
 
-# %% ../nbs/06_train.ipynb #0a1b4c6c
+# %% ../nbs/06_train.ipynb #586c7cce
 def _train_shared(args, groups, ctx, config, meter, checkpoint, progress):
     "Train every `world`-th group in this process, then give all results to all processes"
     rank, world = _world()
@@ -569,7 +573,7 @@ def _train_shared(args, groups, ctx, config, meter, checkpoint, progress):
     if failed: raise NonFiniteLoss("another process stopped; its message says why. No checkpoint of this process was lost")
     return _join(part, own, groups, ctx.to(device), config, meter)
 
-# %% ../nbs/06_train.ipynb #aabc6060
+# %% ../nbs/06_train.ipynb #08e4f44e
 def train_prompts(
     tower:PromptTower, # Tower over the tasks' class names
     tasks:Sequence[Task], # Encoded tasks
@@ -587,13 +591,13 @@ def train_prompts(
     if len(ctx) != len(groups): raise BadData(f"{len(ctx)} prompts for {len(groups)} nodes; expected one each")
     everything = list(range(len(groups)))
     with _placed(tower, config) as tower:
-        args = lambda own, path, bar: (tower, tasks, [groups[m] for m in own], config, scale, ctx[own], meter, path, resume, bar)
+        args = lambda own, path, bar: (own, tower, tasks, [groups[m] for m in own], config, scale, ctx[own], meter, path, resume, bar)
         if _world()[1] == 1: run = _train_own(*args(everything, checkpoint, progress))
         else: run = _train_shared(args, groups, ctx, config, meter, checkpoint, progress)
     run.ctx, run.history = run.ctx.cpu(), run.history.cpu()
     return run
 
-# %% ../nbs/06_train.ipynb #59530cfd
+# %% ../nbs/06_train.ipynb #16a33e09
 def affinity_overhead(
     tower:PromptTower, # Tower over the tasks' class names
     tasks:Sequence[Task], # Encoded tasks

@@ -17,14 +17,14 @@ from jaxtyping import Float, Num
 from matplotlib.axes import Axes
 from torch import Tensor
 
-# %% ../nbs/05_tree.ipynb #14d3d5ed
+# %% ../nbs/05_tree.ipynb #2aa5aacf
 def _to_grid(a):
     "Integers (as float64) proportional to `a`, small enough that sums over pairs of groups are exact, and their exponent."
     free = 52 - ceil(log2(max(1, len(a)**2 / 4)))
     top = np.frexp(np.abs(a).max())[1]
     return np.rint(np.ldexp(a, free - top)), int(top - free)
 
-# %% ../nbs/05_tree.ipynb #81512893
+# %% ../nbs/05_tree.ipynb #736a87c0
 def _checked(affinity, tol=1e-5):
     "A symmetric float64 copy of `affinity`; raises `ValueError` if it is not square, finite and symmetric to `tol` of its largest entry."
     a = np.array(affinity.detach().cpu().double().numpy() if isinstance(affinity, Tensor) else affinity, dtype=np.float64)
@@ -71,7 +71,7 @@ def _grow(n_tasks, merges, heights, affinities=()):
     for children in merges: groups.append(tuple(sorted(i for c in children for i in groups[c])))
     return TaskTree(tuple(groups), n_tasks, tuple(tuple(map(int, c)) for c in merges), tuple(map(float, heights)), tuple(map(float, affinities)))
 
-# %% ../nbs/05_tree.ipynb #c98d222c
+# %% ../nbs/05_tree.ipynb #e1393889
 class _Clusters:
     "Clusters during agglomeration, each in the slot of its smallest task."
     def __init__(self, sums):
@@ -79,7 +79,7 @@ class _Clusters:
         self.sums, self.sizes, self.node, self.alive = sums.copy(), np.ones(n), np.arange(n), np.ones(n, dtype=bool)
         self.offer_all()
 
-# %% ../nbs/05_tree.ipynb #2859a138
+# %% ../nbs/05_tree.ipynb #4a012c92
 @patch
 def offer_all(self:_Clusters):
     "Offer every cluster for merging."
@@ -95,7 +95,7 @@ def closest(self:_Clusters):
     b = int(self.offer[a].argmax())
     return a, b, float(self.offer[a,b])
 
-# %% ../nbs/05_tree.ipynb #87384883
+# %% ../nbs/05_tree.ipynb #c246f6b3
 @patch
 def withdraw(self:_Clusters,
     s:int, # Slot
@@ -115,7 +115,7 @@ def give(self:_Clusters,
     self.best[s] = row[s+1:].max(initial=-np.inf)
     self.best[:s] = np.maximum(self.best[:s], row[:s])
 
-# %% ../nbs/05_tree.ipynb #07dbf5dd
+# %% ../nbs/05_tree.ipynb #df1b2c94
 @patch
 def merge(self:_Clusters,
     a:int, # Slot to merge into, a < b
@@ -283,7 +283,7 @@ def plot_tree(
     ax.spines[['top', 'right', 'left']].set_visible(False)
     return ax
 
-# %% ../nbs/05_tree.ipynb #7379c1a1
+# %% ../nbs/05_tree.ipynb #9952630b
 def plot_affinity(
     affinity:Num[np.ndarray,'N N']|Num[Tensor,'N N'], # Affinity of each pair of tasks (Eq. 3)
     names:list[str]|tuple[str,...]|None=None, # Task names; numbers if None
@@ -295,7 +295,7 @@ def plot_affinity(
     texts, order = _named(tree, names), list(tree.order)
     if len(a) != tree.n_tasks: raise ValueError(f'affinity of {len(a)} tasks, but a tree of {tree.n_tasks}')
     if ax is None: ax = plt.subplots(figsize=(2.5 + .25*len(a), 1.5 + .25*len(a)))[1]
-    size = np.abs(a).max() or 1.
+    size = np.abs(a).max()
     shown = np.ma.masked_where(np.eye(len(a), dtype=bool), a[order][:,order])
     ax.figure.colorbar(ax.imshow(shown, cmap='RdBu', vmin=-size, vmax=size), ax=ax, label='affinity', shrink=.8)
     ax.set_xticks(range(len(a)), [texts[i] for i in order], rotation=90, parse_math=False)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import coloured, image_folder, random_clip, save_clip, square
+from tiny import image_folder, random_clip, save_clip, square
 
 from hipro_nb.data import BadData, Features, FeatureStore, FrozenCLIP, Split, Task, few_shot, load_image_folder, load_tensors, save_tensors, write_atomic
 
@@ -98,7 +98,7 @@ def test_shots_and_fraction_together(folder):
 
 
 def test_neither_shots_nor_fraction_nor_list(folder):
-    with refused("'art'", "not split", "shots="):
+    with refused("'art'", "shots", "fraction"):
         load_image_folder(folder)
 
 
@@ -139,7 +139,7 @@ def test_train_list_is_not_json(folder, tmp_path):
 
 
 def test_train_list_without_the_percentage(folder):
-    with refused("percentages 5, 10", "fraction=0.2", "0.05, 0.1"):
+    with refused("5, 10", "fraction=0.2", "expected"):
         load_image_folder(folder, train_list={"5": {}, "10": {}}, fraction=0.2)
 
 
@@ -214,7 +214,7 @@ def test_prompt_too_long_for_the_context(clip):
     from hipro_nb.hipro import HiPro
 
     s = Split([square(0), square(1)], [0, 1])
-    with refused("'red pear'", "77"):
+    with refused("class 'a'", "75 context tokens", "77"):
         HiPro(clip, n_ctx=75).fit([Task("art", ("a", "red pear"), s, s)])
 
 
@@ -236,10 +236,11 @@ def test_unreadable_images_are_skipped_when_asked(folder):
     assert len(tasks[0].train) + len(tasks[0].test) == 14
 
 
+@pytest.mark.filterwarnings("ignore:skipped 5 unreadable images")
 def test_a_class_of_unreadable_images_only(folder):
     for p in (folder / "art" / "plum").iterdir():
         p.write_bytes(b"")
-    with refused("'art'", "'plum'", "once the unreadable ones are skipped"):
+    with refused("'art'", "'plum'", "expected at least 1"):
         load_image_folder(folder, shots=1, skip_bad_images=True)
 
 
@@ -314,3 +315,267 @@ def test_weights_that_give_no_finite_features():
     frozen = FrozenCLIP(broken, open_clip.get_tokenizer("RN50"), preprocess, "broken")
     with refused("broken", "not finite"):
         FeatureStore(None).features(frozen, [square(0)], progress=False)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(clip, tmp_path, monkeypatch):
+    from hipro_nb.hipro import HiPro
+    from hipro_nb.train import NonFiniteLoss, PromptTrainer, TrainConfig
+
+    tasks, config = feature_tasks(), TrainConfig(epochs=8, batch_size=4, checkpoint_every=5)
+    make = lambda: HiPro(clip, n_ctx=4, n_shared=2, config=config)
+    whole = make().fit(tasks, progress=False)
+    losses, calls = PromptTrainer.losses, iter(range(10**6))
+    monkeypatch.setattr(PromptTrainer, "losses", lambda self, *a: losses(self, *a) * (float("nan") if next(calls) == 23 else 1))
+    with pytest.raises(NonFiniteLoss, match=r"step \d+: the loss of node 0 .*'a'.* is not finite; stopped before the step"):
+        make().fit(tasks, checkpoint=tmp_path, progress=False)
+    assert list(tmp_path.iterdir())
+    monkeypatch.undo()
+    again = make().fit(tasks, checkpoint=tmp_path, progress=False)
+    assert torch.equal(again.ctx, whole.ctx) and torch.equal(again.weights(0), whole.weights(0))
+
+
+# ---------------------------------------------------------------- files: checkpoints, methods, runs
+
+
+def feature_tasks(names=("apple", "plum"), tasks=("a", "b"), n=8):
+    g = torch.Generator().manual_seed(0)
+    made = []
+    for t in tasks:
+        y = torch.arange(len(names)).repeat(n)
+        x = torch.nn.functional.normalize(torch.randn(len(y), 32, generator=g), dim=1)
+        made.append(Task(t, names, Features(x, y), Features(x, y)))
+    return made
+
+
+@pytest.fixture(scope="module")
+def trained(clip, tmp_path_factory):
+    "A fitted HiPro, its file and its checkpoint folder."
+    from hipro_nb.hipro import HiPro
+    from hipro_nb.train import TrainConfig
+
+    home = tmp_path_factory.mktemp("trained")
+    h = HiPro(clip, n_ctx=4, n_shared=2, config=TrainConfig(epochs=2)).fit(feature_tasks(), checkpoint=home / "ck", progress=False)
+    return h, h.save(home / "h.safetensors"), home / "ck"
+
+
+def refit(clip, folder, tasks=None, n_ctx=4, **kw):
+    from hipro_nb.hipro import HiPro
+    from hipro_nb.train import TrainConfig
+
+    return HiPro(clip, n_ctx=n_ctx, n_shared=2, config=TrainConfig(**{"epochs": 2, **kw})).fit(tasks or feature_tasks(), checkpoint=folder, progress=False)
+
+
+def test_checkpoint_of_other_tasks_names_or_sizes(clip, trained):
+    _, _, folder = trained
+    with refused("shared.safetensors", "another run", "'a', is 'z'"):
+        refit(clip, folder, feature_tasks(tasks=("z", "b")))
+    with refused("shared.safetensors", "another run", "plum", "fig"):
+        refit(clip, folder, feature_tasks(names=("apple", "fig")))
+    with refused("shared.safetensors", "another run", "n_ctx was 4, is 5"):
+        refit(clip, folder, n_ctx=5)
+    with refused("another run", "config.lr was 0.001, is 0.1"):
+        refit(clip, folder, lr=0.1)
+    with refused("another run", "images was 16, is 14"):
+        refit(clip, folder, feature_tasks(n=7))
+
+
+def test_damaged_checkpoint(clip, trained, tmp_path):
+    import shutil
+
+    shutil.copytree(trained[2], tmp_path / "ck")
+    f = tmp_path / "ck" / "nodes.safetensors"
+    raw = bytearray(f.read_bytes())
+    raw[-1] ^= 1
+    f.write_bytes(raw)
+    with refused("nodes.safetensors", "damaged", "checksum"):
+        refit(clip, tmp_path / "ck")
+    f.write_bytes(raw[:100])
+    with refused("nodes.safetensors", "damaged"):
+        refit(clip, tmp_path / "ck")
+
+
+def test_saved_method_of_other_tasks_names_or_model(clip, trained):
+    import open_clip
+
+    from hipro_nb.hipro import Method
+
+    h, file, _ = trained
+    with refused("h.safetensors", "was made for the tasks a, b", "not for b"):
+        Method.load(file, clip, feature_tasks(tasks=("b",)))
+    with refused("h.safetensors", "'a'", "other classes", "apple, plum"):
+        Method.load(file, clip, feature_tasks(names=("apple", "fig")))
+    with refused("h.safetensors", "was made with model tiny", "not with other"):
+        Method.load(file, FrozenCLIP(random_clip(1), open_clip.get_tokenizer("RN50"), preprocess, "other"))
+    with refused("task 'a' has 3 classes", "fitted on 2", "'fig'"):
+        h.evaluate(feature_tasks(names=("apple", "plum", "fig")))
+    with refused("no task 'z'", "fitted on a, b"):
+        h.evaluate(feature_tasks(tasks=("z",)))
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "text", "gone"])
+def test_damaged_method_file(trained, tmp_path, harm):
+    from hipro_nb.hipro import Method
+
+    raw, f = bytearray(trained[1].read_bytes()), tmp_path / "m.safetensors"
+    raw[-5] ^= 8
+    content = dict(flip=bytes(raw), cut=bytes(raw[: len(raw) // 2]), empty=b"", text=b"not a safetensors file at all")
+    if harm != "gone":
+        f.write_bytes(content[harm])
+    with refused("m.safetensors", "cannot read" if harm == "gone" else "damaged"):
+        Method.load(f)
+
+
+def test_a_file_without_a_method(tmp_path):
+    from hipro_nb.hipro import Method
+
+    save_tensors(tmp_path / "x.safetensors", dict(a=torch.ones(1)))
+    with refused("x.safetensors", "no trained method"):
+        Method.load(tmp_path / "x.safetensors")
+
+
+def test_nothing_is_ever_unpickled(tmp_path):
+    "A pickle in place of a file of ours is refused before anything in it runs."
+    from hipro_nb.hipro import Method
+
+    torch.save(dict(a=torch.ones(1)), tmp_path / "x.safetensors")
+    with refused("x.safetensors", "damaged"):
+        Method.load(tmp_path / "x.safetensors")
+
+
+# ---------------------------------------------------------------- the disk
+
+
+def test_full_disk_leaves_the_old_file(trained, tmp_path, monkeypatch):
+    f = trained[0].save(tmp_path / "m.safetensors")
+    before = f.read_bytes()
+    real = os.fsync
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with refused("m.safetensors", "No space left", "Nothing there was changed"):
+        trained[0].save(f)
+    monkeypatch.setattr(os, "fsync", real)
+    assert f.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_full_disk_in_the_command(tmp_path, monkeypatch, capfd):
+    from hipro_nb.cli import hipro_fit
+
+    argv = [str(image_folder(tmp_path / "data")), "--model", str(save_clip(tmp_path / "model")), "--shots", "1", "--seeds", "1", "--epochs", "1", "--n-ctx", "4", "--out", str(tmp_path / "runs")]
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as m:
+        m.setattr(os, "fsync", full)
+        assert hipro_fit(argv) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("hipro_fit: cannot write") and "No space left" in err and "Traceback" not in err
+    assert hipro_fit(argv) == 0
+
+
+def test_read_only_output_folder(tmp_path, capfd, monkeypatch):
+    "Root may write anywhere: for it the system's refusal is put in by hand."
+    import hipro_nb.data
+    from hipro_nb.cli import hipro_fit
+
+    argv = [str(image_folder(tmp_path / "data")), "--model", str(save_clip(tmp_path / "model")), "--shots", "1", "--seeds", "1", "--epochs", "1"]
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert hipro_fit([*argv, "--out", str(out)]) == 2
+        err = capfd.readouterr().err
+        assert "hipro_fit: " in err and str(tmp_path / "file") in err and "Not a directory" in err, err
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+
+    def refuse(path, mode="r", *a, **k):
+        if "r" not in mode and str(path).startswith(str(locked)):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return open(path, mode, *a, **k)
+
+    if os.access(locked, os.W_OK):
+        monkeypatch.setattr(hipro_nb.data, "open", refuse, raising=False)
+    assert hipro_fit([*argv, "--out", str(locked)]) == 2
+    err = capfd.readouterr().err
+    assert "cannot write" in err and "Permission denied" in err and str(locked) in err and "Traceback" not in err
+
+
+def test_write_atomic_into_a_missing_place(tmp_path):
+    (tmp_path / "f").write_text("x")
+    with refused("cannot write", "expected a folder that can be written"):
+        write_atomic(tmp_path / "f" / "g", b"1")
+
+
+def test_a_damaged_feature_store_is_filled_again(clip, tmp_path):
+    images = [square(i) for i in range(3)]
+    x = FeatureStore(tmp_path).features(clip, images, progress=False)
+    for f in tmp_path.rglob("*.safetensors"):
+        f.write_bytes(f.read_bytes()[:-7])
+    with pytest.warns(UserWarning, match="damaged"):
+        y = FeatureStore(tmp_path).features(clip, images, progress=False)
+    torch.testing.assert_close(x, y)
+
+
+# ---------------------------------------------------------------- the command line
+
+
+@pytest.mark.parametrize(
+    "argv,parts",
+    [
+        (["{}/nowhere", "--shots", "1"], ["nowhere", "expected"]),
+        (["{}/empty", "--shots", "1"], ["no task folders"]),
+        (["{}/data"], ["'art'", "shots"]),
+        (["{}/data", "--shots", "9"], ["'apple'", "5 images", "9 shots"]),
+        (["{}/data", "--shots", "1", "--method", "maple"], ["'maple'", "zero_shot, coop"]),
+        (["{}/data", "--shots", "1", "--seeds", "none"], ["--seeds none"]),
+        (["{}/data", "--shots", "1", "--lr", "-1"], ["lr is -1"]),
+        (["{}/data", "--shots", "1", "--epochs", "0"], ["epochs is 0"]),
+        (["{}/data", "--shots", "1", "--n-ctx", "0"], ["n_ctx 0"]),
+        (["{}/data", "--shots", "1", "--dtype", "float5"], ["float5", "dtype"]),
+        (["{}/data", "--shots", "1", "--model", "{}/data"], ["open_clip_config.json"]),
+        (["{}/data", "--shots", "1", "--model", "RN5000"], ["'RN5000'"]),
+        (["{}/data", "--shots", "1", "--pretrained", "openai"], ["--model"]),
+        (["{}/data", "--shots", "1", "--train-list", "{}/none.json"], ["none.json", "expected JSON"]),
+        (["mini-domains", "--fraction", "0.1"], ["mini-domains", "--shots"]),
+    ],
+)
+def test_one_clear_line(tmp_path, capfd, monkeypatch, argv, parts):
+    "Every refusal of the command is one line that begins with its name, exit status 2, and leaves no run behind."
+    from hipro_nb.cli import hipro_fit
+
+    image_folder(tmp_path / "data")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    model = [] if any(a in ("--model", "--pretrained", "mini-domains") for a in argv) else ["--model", str(save_clip(tmp_path / "model"))]
+    assert hipro_fit([a.format(tmp_path) for a in argv] + model) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.startswith("hipro_fit: ") and err.count("\n") == 1, err
+    for p in parts:
+        assert p in err, err
+    assert not list(tmp_path.glob("runs/*/seed*"))
+
+
+def test_prompt_too_long_in_the_command_then_shorter(tmp_path, capfd):
+    "A refused run leaves its name free."
+    from hipro_nb.cli import hipro_fit
+
+    argv = [str(image_folder(tmp_path / "data")), "--model", str(save_clip(tmp_path / "model")), "--shots", "1", "--seeds", "1", "--epochs", "1", "--out", str(tmp_path / "runs")]
+    assert hipro_fit(argv + ["--n-ctx", "75"]) == 2
+    assert "context" in capfd.readouterr().err
+    assert hipro_fit(argv + ["--n-ctx", "4"]) == 0
+
+
+def test_no_gpu_is_said(tmp_path, capfd):
+    from hipro_nb.cli import hipro_fit
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert hipro_fit([str(tmp_path), "--shots", "1", "--device", "cuda"]) == 2
+    assert "no GPU" in capfd.readouterr().err
+
+
+def test_importing_the_package_is_light():
+    code = "import sys, hipro_nb; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

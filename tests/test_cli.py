@@ -1,0 +1,242 @@
+"The commands, as a user starts them: on folders of tiny pictures, in processes of their own where that matters."
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tiny import coloured, image_folder, save_clip
+
+from hipro_nb.cli import hipro_bench, hipro_demo, hipro_fit, hipro_predict, load_run, read_results
+from hipro_nb.data import load_tensors
+from hipro_nb.hipro import Method
+
+
+def command(name, *argv, **kw):
+    "A command in a process of its own."
+    code = f"import sys; from hipro_nb.cli import {name}; sys.exit({name}())"
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **kw)
+
+
+def finished(p, status=0):
+    out, err = p.communicate(timeout=300)
+    assert p.returncode == status, (p.returncode, out, err)
+    assert "Traceback" not in err, err
+    return out, err
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("cli")
+    image_folder(home / "data")
+    save_clip(home / "model")
+    return home
+
+
+def words(home, name="run", **kw):
+    opts = dict(model=home / "model", shots=2, seeds=2, epochs=3, n_ctx=4, out=home / "runs", name=name) | kw
+    return [str(home / "data")] + [str(w) for k, v in opts.items() if v is not None for w in (f"--{k.replace('_', '-')}", v)]
+
+
+@pytest.fixture(scope="session")
+def run(home):
+    "A run of two seeds, made in this process."
+    torch.set_num_threads(1)
+    assert hipro_fit(words(home)) == 0
+    return home / "runs" / "run"
+
+
+def test_fit_leaves_everything(run):
+    names = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
+    seed = {"model.safetensors", "classifiers.safetensors", "results.json", "affinity.png", "tree.svg"}
+    assert names == {"run.json", "results.json", "results.md", "affinity.png", "tree.svg"} | {f"seed{s}/{f}" for s in (1, 2) for f in seed}
+    results = read_results(run / "results.json")
+    assert [r.method for r in results] == ["zero-shot", "CoOp", "CoOp-MTL", "Shr+Ind", "HiPro"]
+    assert all(r.seeds == (1, 2) and r.tasks == ("art", "clip art", "photo") for r in results)
+    text = (run / "results.md").read_text()
+    assert "**" in text and "95% interval" in text and "n = 2 runs" in text
+
+
+def test_fused_classifiers_are_plain_tensors(run):
+    heads, meta = load_tensors(run / "seed1" / "classifiers.safetensors")
+    method = Method.load(run / "seed1" / "model.safetensors")
+    assert set(heads) == {"art", "clip art", "photo"} and meta["classnames"]["art"] == ["apple", "plum", "red pear"]
+    for t, w in heads.items():
+        assert w.shape == (3, 32) and torch.equal(w, method.weights(t))
+
+
+def test_results_can_be_recomputed_from_the_files(run, home):
+    "The stored classifiers give the stored accuracies."
+    from hipro_nb.data import load_image_folder
+
+    best = read_results(run / "results.json")[-1]
+    for s, row in zip(best.seeds, best.accuracy):
+        tasks = load_image_folder(home / "data", shots=2, seed=s)
+        again = load_run(run, s).evaluate(tasks)
+        assert again.accuracy[0] == pytest.approx(row)
+
+
+def test_an_existing_run_is_refused(run, home, capfd):
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    assert hipro_fit(words(home)) == 2
+    out, err = capfd.readouterr()
+    assert "holds a run already" in err and "--resume" in err and out == ""
+    assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+
+
+def test_resume_keeps_finished_seeds_and_refuses_other_settings(run, home, capfd):
+    kept = (run / "seed1" / "model.safetensors").read_bytes()
+    assert hipro_fit(words(home, seeds=2) + ["--resume"]) == 0
+    assert capfd.readouterr().out.startswith("seed 1: finished before\nseed 2: finished before\n")
+    assert kept == (run / "seed1" / "model.safetensors").read_bytes()
+    assert hipro_fit(words(home, lr=0.5) + ["--resume"]) == 2
+    assert "settings.lr was 0.001, is 0.5" in capfd.readouterr().err
+    assert hipro_fit(words(home, shots=1) + ["--resume"]) == 2
+    assert "settings.shots was 2, is 1" in capfd.readouterr().err
+
+
+def test_a_killed_run_resumes_to_identical_results(home):
+    "Ctrl-C in the middle of a process's training: exit 130, a word on how to go on, and the same bits in the end."
+    slow = dict(seeds="5-5", epochs=240, name="killed", method="shr_ind")
+    p = command("hipro_fit", *words(home, **slow))
+    part = home / "runs" / "killed" / "seed5" / "checkpoint" / "nodes.safetensors"
+    for _ in range(1200):
+        if part.exists() or p.poll() is not None:
+            break
+        time.sleep(0.05)
+    p.send_signal(signal.SIGINT)
+    out, err = finished(p, 130)
+    assert "interrupted" in err and "--resume" in err
+    assert part.exists() and not (home / "runs" / "killed" / "seed5" / "results.json").exists()
+    assert hipro_fit(words(home, **slow) + ["--resume"]) == 0
+    assert hipro_fit(words(home, **slow | dict(name="whole"))) == 0
+    a, b = (load_tensors(home / "runs" / n / "seed5" / "model.safetensors")[0] for n in ("killed", "whole"))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    a, b = (read_results(home / "runs" / n / "results.json") for n in ("killed", "whole"))
+    assert [r.accuracy for r in a] == [r.accuracy for r in b]
+
+
+def test_predict_in_a_new_process(run, home):
+    image = home / "data" / "photo" / "plum" / "0.png"
+    p = command("hipro_predict", run, image, "--json", cwd=home)
+    q = command("hipro_predict", run, image, "--task", "photo", "--top", "1", cwd=home)
+    found = json.loads(finished(p)[0])
+    assert [f["task"] for f in found] == ["art", "clip art", "photo"]
+    method = load_run(run)
+    for f in found:
+        probs = method.predict(f["task"], [image]).probs[0]
+        names = method.classnames[method.index(f["task"])]
+        assert f["image"] == str(image) and len(f["names"]) == 3
+        for n in f["names"]:
+            assert n["probability"] == pytest.approx(float(probs[names.index(n["name"])]), abs=1e-5)
+    line = finished(q)[0]
+    best = found[2]["names"][0]
+    assert line == f"{image}  photo: {best['name']} {100 * best['probability']:.1f}%\n"
+
+
+def test_predict_refuses(run, home, capfd):
+    image = str(home / "data" / "photo" / "plum" / "0.png")
+    (home / "notes.txt").write_text("x")
+    other = save_clip(home / "other", seed=1)
+    for argv, parts in (
+        ([str(run), str(home / "none.png")], ("none.png",)),
+        ([str(run), str(home / "notes.txt")], ("notes.txt", "unreadable")),
+        ([str(home), image], ("holds no run",)),
+        ([str(run), image, "--task", "music"], ("'music'", "art, clip art, photo")),
+        ([str(run), image, "--seed", "7"], ("seed 7", "1, 2")),
+        ([str(run), image, "--model", str(other)], ("was made with model model", "not with other")),
+    ):
+        assert hipro_predict(argv) == 2
+        err = capfd.readouterr().err
+        assert err.startswith("hipro_predict: ") and all(p in err for p in parts), err
+
+
+def test_predict_when_the_model_moved(run, home, tmp_path):
+    shutil.copytree(home / "model", tmp_path / "model")
+    image = str(home / "data" / "photo" / "plum" / "0.png")
+    assert hipro_predict([str(run), image, "--model", str(tmp_path / "model")]) == 0
+
+
+@pytest.mark.parametrize("method,names", [("zero_shot", ["zero-shot"]), ("coop", ["zero-shot", "CoOp"]), ("coop_mtl", ["zero-shot", "CoOp-MTL"]), ("shr_ind", ["zero-shot", "Shr+Ind"])])
+def test_other_methods(home, method, names, capfd):
+    assert hipro_fit(words(home, name=method, method=method, seeds=1)) == 0
+    assert [r.method for r in read_results(home / "runs" / method / "results.json")] == names
+    image = str(home / "data" / "photo" / "plum" / "0.png")
+    assert hipro_predict([str(home / "runs" / method), image, "--task", "photo"]) == 0
+
+
+def test_the_whole_table_holds_what_the_methods_give_alone(run, home):
+    "CoOp out of HiPro's run is CoOp trained alone."
+    both = [{r.method: r for r in read_results(home / "runs" / n / "results.json")} for n in ("run", "coop")]
+    if not (home / "runs" / "coop").exists():
+        pytest.skip("needs test_other_methods before it")
+    a, b = Method.load(run / "seed1" / "model.safetensors", load_run(run).clip).select("leaf"), Method.load(home / "runs" / "coop" / "seed1" / "model.safetensors")
+    for t in a.tasks:
+        torch.testing.assert_close(a.weights(t), b.weights(t), rtol=1e-3, atol=1e-4)
+    assert both[0]["zero-shot"].accuracy[0] == both[1]["zero-shot"].accuracy[0]
+
+
+def test_one_task_says_that_it_is_coop(home, tmp_path, capfd):
+    image_folder(tmp_path / "data", tasks=("art",))
+    assert hipro_fit([str(tmp_path / "data"), *words(home, seeds=1, out=tmp_path)[1:]]) == 0
+    out, err = capfd.readouterr()
+    assert "one task only (art): HiPro is then CoOp" in err and "HiPro" in out
+
+
+def test_skip_bad_images(home, tmp_path, capfd):
+    data = image_folder(tmp_path / "data")
+    (data / "art" / "plum" / "1.png").write_text("not a picture")
+    argv = [str(data), *words(home, seeds=2, out=tmp_path, method="coop")[1:]]
+    assert hipro_fit(argv) == 2
+    err = capfd.readouterr().err
+    assert "art/plum/1.png" in err and "skip" in err
+    assert hipro_fit(argv + ["--skip-bad-images"]) == 0
+    assert "skipped 1 unreadable images: art/plum/1.png" in capfd.readouterr().err
+
+
+def test_train_list_and_fraction(home, tmp_path, capfd):
+    lists = {t: [f"{c}/{i}.png" for c in ("apple", "plum", "red pear") for i in (0, 1)] for t in ("art", "clip art", "photo")}
+    (tmp_path / "list.json").write_text(json.dumps({"10": lists}))
+    argv = words(home, shots=None, train_list=tmp_path / "list.json", fraction=0.1, seeds=1, method="zero_shot", out=tmp_path)
+    assert hipro_fit(argv) == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["tasks"][0]["images"] == dict(train=6, test=9)
+
+
+def test_demo(tmp_path, capfd):
+    assert hipro_demo(["--out", str(tmp_path), "--seeds", "1", "--epochs", "1"]) == 0
+    out = capfd.readouterr().out
+    for part in ("zero-shot", "CoOp", "CoOp-MTL", "Shr+Ind", "HiPro", "average"):
+        assert part in out
+    assert {"affinity.png", "tree.svg", "results.md", "results.json"} <= {p.name for p in (tmp_path / "demo").iterdir()}
+
+
+def test_bench(tmp_path, capfd):
+    assert hipro_bench(["--quick", "--rounds", "1", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert found["tower"]["classes"] == 65 and found["tower"]["times"]["float32"] > 1
+    assert [a["tasks"] for a in found["affinity"]] == [4, 20] and found["facts"]["versions"]["torch"]
+
+
+@pytest.mark.parametrize("name", ["hipro_demo", "hipro_fit", "hipro_predict", "hipro_bench"])
+def test_help(name, capsys):
+    import hipro_nb.cli
+
+    with pytest.raises(SystemExit) as e:
+        getattr(hipro_nb.cli, name)(["--help"])
+    assert e.value.code == 0 and f"usage: {name}" in capsys.readouterr().out
+
+
+def test_console_scripts_are_these_functions():
+    from importlib.metadata import entry_points
+
+    import hipro_nb.cli
+
+    ours = {e.name: e.value for e in entry_points(group="console_scripts") if e.value.startswith("hipro_nb.")}
+    assert ours == {n: f"hipro_nb.cli:{n}" for n in ("hipro_demo", "hipro_fit", "hipro_predict", "hipro_bench")}
+    assert all(callable(getattr(hipro_nb.cli, n)) for n in ours)
