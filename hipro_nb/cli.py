@@ -7,7 +7,7 @@ __all__ = ['EMBEDDED', 'DEMO', 'OFFICE_HOME', 'command_parser', 'run_command', '
            'RunSettings', 'check_free', 'check_record', 'read_run', 'write_results', 'read_results', 'save_figures',
            'fit_method', 'save_seed', 'summary', 'collect', 'fit_settings', 'run_fit', 'hipro_fit', 'load_run',
            'name_images', 'run_predict', 'hipro_predict', 'run_demo', 'hipro_demo', 'time_in_turn', 'bench_clip',
-           'tower_job', 'bench_tower', 'bench_affinity', 'peak_memory', 'run_bench', 'hipro_bench']
+           'tower_job', 'bench_tower', 'bench_affinity', 'peak_mib', 'peak_memory', 'run_bench', 'hipro_bench']
 
 # %% ../nbs/90_cli.ipynb #a62f4a6a
 import argparse, inspect, json, shutil, statistics, subprocess, sys, time, warnings
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 # %% ../nbs/90_cli.ipynb #cbac9f1d
 from .data import BadData, FeatureStore, Features, FrozenCLIP, Task, encode_tasks, load_image_folder, safe_name, save_tensors, write_atomic
-from .mini import mini_clip, mini_tasks
+from .mini import MINI_TRAIN, mini_clip, mini_tasks
 from .clip import PromptTower, load_clip
 from .affinity import AffinityMeter
 from .tree import TaskTree, balanced_tree, plot_affinity
@@ -212,7 +212,7 @@ def fit_method(
     views = [trained.select(k) for k in ('leaf', 'root', 'flat')] if settings.method == 'hipro' and len(tasks) > 1 else []
     return trained, [m.evaluate(tasks) for m in [zero, *views, trained]]
 
-# %% ../nbs/90_cli.ipynb #34bddc99
+# %% ../nbs/90_cli.ipynb #5f7ae3fb
 def save_seed(
     folder:Path, # Folder of the seed
     method:Method, # What was trained
@@ -226,7 +226,7 @@ def save_seed(
     write_results(folder/'results.json', results)
     shutil.rmtree(folder/'checkpoint', ignore_errors=True)
 
-# %% ../nbs/90_cli.ipynb #61ba4e1e
+# %% ../nbs/90_cli.ipynb #295f8024
 def _record(settings:RunSettings, clip:FrozenCLIP, tasks:Sequence)->dict:
     "What `run.json` says: settings, model and tasks"
     data = settings.data if settings.data in EMBEDDED else str(Path(settings.data).resolve())
@@ -246,7 +246,7 @@ def summary(
     parts.append(f"seeds {', '.join(map(str, best.seeds))}; {facts['date']}; {facts['device']}; revision {facts['revision']}")
     return '\n\n'.join(parts + ['```json\n' + json.dumps(asdict(settings), indent=1, ensure_ascii=False) + '\n```']) + '\n'
 
-# %% ../nbs/90_cli.ipynb #a884ccbe
+# %% ../nbs/90_cli.ipynb #a7670449
 def collect(
     folder:Path, # Folder of the run
     seeds:Sequence, # Its seeds, all finished
@@ -264,7 +264,7 @@ def collect(
         save_figures(folder, mean, balanced_tree(mean), trained[0].tasks)
     return results
 
-# %% ../nbs/90_cli.ipynb #576ea930
+# %% ../nbs/90_cli.ipynb #777d7a0d
 def _fit_seeds(clip, settings:RunSettings, seeds:Sequence, folder:Path, store:FeatureStore, progress:bool):
     "Trains every seed that is not finished"
     for k,seed in enumerate(seeds):
@@ -278,7 +278,7 @@ def _fit_seeds(clip, settings:RunSettings, seeds:Sequence, folder:Path, store:Fe
         said = ', '.join(f'{r.method} {r.averages[0]:.2f}' for r in results)
         print(f'seed {seed}: {said} ({time.perf_counter()-began:.0f} s)', flush=True)
 
-# %% ../nbs/90_cli.ipynb #d05beeae
+# %% ../nbs/90_cli.ipynb #529e5436
 def fit_settings(
     settings:RunSettings, # What is run
     seeds:Sequence, # With which seeds
@@ -296,7 +296,7 @@ def fit_settings(
     print(f'\n{compare(results)}\n\n{folder}: results.json, results.md, seed*/', flush=True)
     return results
 
-# %% ../nbs/90_cli.ipynb #ce7afb60
+# %% ../nbs/90_cli.ipynb #d3586bcd
 def run_fit(
     data:str, # Folder DATA/<task>/<class>/* or DATA/<task>/{train,val,test}/<class>/*; or mini-domains, mini-families
     model:str|None = None, # open_clip name or model folder; the embedded model if not given
@@ -323,14 +323,14 @@ def run_fit(
     folder = Path(out)/(name or safe_name(f'{Path(data).name}-{method}'))
     return fit_settings(settings, parse_seeds(seeds), folder, resume, device, FeatureStore(store or Path(out)/'features'))
 
-# %% ../nbs/90_cli.ipynb #f2b73a3b
+# %% ../nbs/90_cli.ipynb #9bdd5756
 def hipro_fit(
     argv:list|None = None, # Words of the command line; those of the process by default
 )->int: # Exit status
     "The command `hipro_fit`: see `run_fit`"
     return run_command(run_fit, argv)
 
-# %% ../nbs/90_cli.ipynb #1e571a2b
+# %% ../nbs/90_cli.ipynb #7b7dd353
 def load_run(
     run:str|Path, # Folder of a run
     seed:int|None = None, # Which seed's classifiers; the first one's by default
@@ -360,7 +360,7 @@ def name_images(
             found.append(dict(image=str(image), task=method.tasks[j], names=[(method.classnames[j][k], v) for v,k in zip(*(o.tolist() for o in p))]))
     return found
 
-# %% ../nbs/90_cli.ipynb #d84b1b52
+# %% ../nbs/90_cli.ipynb #5e37a48a
 def _print_names(found:list, as_json:bool):
     "One line per image and task, or JSON"
     if as_json: print(json.dumps([f | dict(names=[dict(name=n, probability=p) for n,p in f['names']]) for f in found], indent=1, ensure_ascii=False)); return
@@ -383,15 +383,15 @@ def run_predict(
     _print_names(found, json)
     return found
 
-# %% ../nbs/90_cli.ipynb #d6274d76
+# %% ../nbs/90_cli.ipynb #05262459
 def hipro_predict(
     argv:list|None = None, # Words of the command line; those of the process by default
 )->int: # Exit status
     "The command `hipro_predict`: see `run_predict`"
     return run_command(run_predict, argv)
 
-# %% ../nbs/90_cli.ipynb #d605aa08
-DEMO = dict(data='mini-domains', shots=3, lr=.02, epochs=30)
+# %% ../nbs/90_cli.ipynb #3a320b71
+DEMO = dict(data='mini-families', shots=4, **MINI_TRAIN)
 
 def run_demo(
     out:str = 'runs', # Folder of runs
@@ -411,7 +411,7 @@ def hipro_demo(
     "The command `hipro_demo`: see `run_demo`"
     return run_command(run_demo, argv)
 
-# %% ../nbs/90_cli.ipynb #b11b9321
+# %% ../nbs/90_cli.ipynb #793fd51e
 def time_in_turn(
     jobs:dict, # Functions without arguments, by name
     rounds:int = 3, # How often each is run, after one run that is not counted
@@ -426,7 +426,7 @@ def time_in_turn(
             if r: seconds[k].append(clock() - began)
     return {k: statistics.median(v) for k,v in seconds.items()}
 
-# %% ../nbs/90_cli.ipynb #aff04bf9
+# %% ../nbs/90_cli.ipynb #4ff61f6f
 OFFICE_HOME = ('Alarm_Clock Backpack Batteries Bed Bike Bottle Bucket Calculator Calendar Candles Chair Clipboards Computer Couch Curtains Desk_Lamp Drill Eraser Exit_Sign '
     'Fan File_Cabinet Flipflops Flowers Folder Fork Glasses Hammer Helmet Kettle Keyboard Knives Lamp_Shade Laptop Marker Monitor Mop Mouse Mug Notebook Oven Pan Paper_Clip '
     'Pen Pencil Postit_Notes Printer Push_Pin Radio Refrigerator Ruler Scissors Screwdriver Shelf Sink Sneakers Soda Speaker Spoon TV Table Telephone ToothBrush Toys Trash_Can Webcam').split()
@@ -442,7 +442,7 @@ def bench_clip(
         net = CLIP(1024, CLIPVisionCfg(layers=1, width=64, head_width=32, patch_size=16, image_size=32), CLIPTextCfg(context_length=77, vocab_size=49408, **text), quick_gelu=True)
     return FrozenCLIP(net, SimpleTokenizer(), None, 'bench').to(device)
 
-# %% ../nbs/90_cli.ipynb #a76bc74b
+# %% ../nbs/90_cli.ipynb #5942e674
 def tower_job(
     clip:FrozenCLIP, # Frozen model
     kind:str, # 'whole' (77 tokens, one node), or the tower's precision: 'float32' or 'bfloat16'
@@ -461,7 +461,7 @@ def tower_job(
         return w[0].detach()
     return _job
 
-# %% ../nbs/90_cli.ipynb #0c0070ef
+# %% ../nbs/90_cli.ipynb #da7bbed2
 def bench_tower(
     clip:FrozenCLIP, # Frozen model
     nodes:int = 7, # Prompts
@@ -472,7 +472,7 @@ def bench_tower(
     s['whole'] *= nodes
     return dict(nodes=nodes, classes=len(OFFICE_HOME), seconds=s, times={k: s['whole']/s[k] for k in ('float32', 'bfloat16')})
 
-# %% ../nbs/90_cli.ipynb #27d1e60b
+# %% ../nbs/90_cli.ipynb #a18a8bfd
 def _bench_tasks(n:int, shared:bool, dim:int)->list:
     "`n` tasks of random features, with the 65 names each, or with 5 (of 100) of their own"
     g, names = torch.Generator().manual_seed(0), list(OFFICE_HOME) + [f'other {c}' for c in OFFICE_HOME]
@@ -484,6 +484,7 @@ def _bench_tasks(n:int, shared:bool, dim:int)->list:
         tasks.append(Task(f'task {i}', own, f, f))
     return tasks
 
+# %% ../nbs/90_cli.ipynb #e6326b8e
 def bench_affinity(
     clip:FrozenCLIP, # Frozen model
     n:int, # Tasks
@@ -500,18 +501,24 @@ def bench_affinity(
     s = time_in_turn(dict(step=lambda: trainer.gradients(*batch), snapshot=lambda: trainer.snapshot(*batch)), rounds)
     return dict(tasks=n, shared=shared, seconds=s, added_per_step=(s['snapshot']-s['step']) / s['step'] / every)
 
-# %% ../nbs/90_cli.ipynb #0a4a8285
+# %% ../nbs/90_cli.ipynb #35a1e121
+def peak_mib()->float: # MiB
+    "Most memory that this process has held; on Linux from `/proc`, since `ru_maxrss` begins at what the parent process held"
+    status = Path('/proc/self/status')
+    if status.exists(): return next(int(l.split()[1]) for l in status.read_text().splitlines() if l.startswith('VmHWM')) / 2**10
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)
+
 def peak_memory(
     kind:str, # As for `tower_job`
     quick:bool = False, # The small tower?
     nodes:int = 7, # Prompts; one at a time for 'whole'
 )->float: # MiB above what the model takes, in a fresh process
     "Peak memory of one step in the text tower"
-    code = ("import resource, sys; from hipro_nb.cli import bench_clip, tower_job; peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
-            f"job = tower_job(bench_clip({quick}), {kind!r}, {nodes}); before = peak(); job(); print((peak() - before) / (2**20 if sys.platform == 'darwin' else 2**10))")
+    code = f"from hipro_nb.cli import bench_clip, peak_mib, tower_job; job = tower_job(bench_clip({quick}), {kind!r}, {nodes}); before = peak_mib(); job(); print(peak_mib() - before)"
     return float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)
 
-# %% ../nbs/90_cli.ipynb #7396c875
+# %% ../nbs/90_cli.ipynb #aeef5ab6
 def run_bench(
     out:str = 'runs', # Folder that gets bench.json
     rounds:int = 3, # How often everything is timed

@@ -32,7 +32,7 @@ def chapters(nbs):
         module = re.search(r"^\s*#\|\s*default_exp\s+(\S+)", "\n".join(text(c["source"]) for c in cells if c["cell_type"] == "code"), re.M)
         subtitle = re.search(r"^> *(.*\S)", head, re.M)
         number = re.match(r"\d*", p.name)[0]
-        row = [number, f"[{head.splitlines()[0][2:].strip()}]({p.relative_to(nbs).as_posix()})", subtitle[1] if subtitle else "", f"`hipro_nb.{module[1]}`" if module else ""]
+        row = [number, f"[{head.splitlines()[0][2:].strip()}]({p.relative_to(nbs).as_posix()})", subtitle[1].rstrip(".") if subtitle else "", f"`hipro_nb.{module[1]}`" if module else ""]
         rows.append("| " + " | ".join(c.replace("|", r"\|") for c in row) + " |")
     return "\n".join(rows)
 

@@ -1,0 +1,59 @@
+"A chapter imports only from chapters above it, by name; the chapters that are mathematics import no models or data; importing the package is light."
+import ast
+import sys
+
+import pytest
+from project import LIB, ROOT, cells, chapters, is_exported, module_of, name, number, run, tree_of
+
+ORDER = {module_of(nb): number(nb) for nb in chapters() if module_of(nb)}
+PURE = {"loss", "affinity", "tree", "fuse", "bilevel"}
+HEAVY = {"open_clip", "torchvision", "timm", "PIL"}
+
+
+def imports(tree, package="hipro_nb"):
+    "`(module, names)` of every import, those inside functions too; relative ones are made absolute."
+    for n in ast.walk(tree):
+        if isinstance(n, ast.Import): yield from ((a.name, []) for a in n.names)
+        if isinstance(n, ast.ImportFrom):
+            base = package.split(".")[:len(package.split(".")) - n.level + 1] if n.level else []
+            yield ".".join(base + ([n.module] if n.module else [])), [a.name for a in n.names]
+
+
+def own(tree, package="hipro_nb"):
+    "Modules of this package that are imported, without the package's name."
+    for mod, names in imports(tree, package):
+        if mod == "hipro_nb": yield from (n for n in names if n in ORDER)
+        elif mod.startswith("hipro_nb."): yield mod[len("hipro_nb."):]
+
+
+@pytest.mark.parametrize("module", sorted(ORDER, key=ORDER.get))
+def test_exported_order(module):
+    path = LIB / (module.replace(".", "/") + ".py")
+    assert path.exists(), f"{path.name} is missing: make export"
+    tree, package = ast.parse(path.read_text(encoding="utf-8")), "hipro_nb." + module
+    wrong = [m for m in own(tree, package.rpartition(".")[0]) if ORDER.get(m, -1) >= ORDER[module]]
+    assert not wrong, f"{module} ({ORDER[module]:02d}) imports {', '.join(f'{m} ({ORDER[m]:02d})' for m in wrong)}"
+    stars = [m for m, names in imports(tree, package.rpartition(".")[0]) if "*" in names]
+    assert not stars, f"{module} imports * from {stars}"
+
+
+@pytest.mark.parametrize("nb", chapters(), ids=name)
+def test_notebook_order(nb):
+    for c in cells(nb, "code"):
+        if "eval" in c["directives"]: continue
+        for m in own(tree_of(c)): assert ORDER.get(m, number(nb)) < number(nb), f"cell {c['index']} imports {m}, which is not above {name(nb)}"
+        for m, names in imports(tree_of(c)):
+            assert "*" not in names or not (m.startswith("hipro_nb") or is_exported(c)), f"cell {c['index']} imports * from {m}"
+
+
+@pytest.mark.parametrize("module", sorted(PURE & ORDER.keys()))
+def test_mathematics_stands_alone(module):
+    tree = ast.parse((LIB / f"{module}.py").read_text(encoding="utf-8"))
+    assert set(own(tree)) <= PURE
+    assert not {m.split(".")[0] for m, _ in imports(tree)} & HEAVY
+
+
+def test_package_import_is_light():
+    code = "import sys, hipro_nb; sys.exit(' '.join(sorted({'torch', 'numpy', 'open_clip', 'matplotlib', 'fastcore'} & sys.modules.keys())) or 0)"
+    status, out = run(sys.executable, "-c", code, cwd=ROOT)
+    assert status == 0, f"import hipro_nb imports {out}"

@@ -1,0 +1,127 @@
+"What is installed, what is published, and what the README says."
+import hashlib
+import importlib
+import re
+import sys
+import tarfile
+import zipfile
+
+import pytest
+from project import CFG, LIB, ROOT, copy_project, run
+
+ASSETS = [p for p in (LIB / "assets").rglob("*") if p.is_file() and "__pycache__" not in p.parts] if (LIB / "assets").exists() else []
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory):
+    "Wheel and source archive, built from a copy: the wheel out of the archive, so what the archive lacks the wheel lacks."
+    top = copy_project(tmp_path_factory.mktemp("dist") / "project")
+    status, out = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", top / "dist", cwd=top)
+    assert status == 0, out[-4000:]
+    return top / "dist"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    "What `pip install .` puts into an empty folder."
+    top = copy_project(tmp_path_factory.mktemp("install") / "project")
+    target = top.parent / "site"
+    status, out = run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", target, ".", cwd=top)
+    assert status == 0, out[-4000:]
+    return target
+
+
+def sha(data): return hashlib.sha256(data).hexdigest()
+
+
+def expected(): return {p.relative_to(ROOT).as_posix(): sha(p.read_bytes()) for p in [*LIB.rglob("*.py"), *ASSETS]}
+
+
+@pytest.mark.xdist_group("dist")
+def test_wheel(dist):
+    "The wheel has the package and its data, byte for byte, and nothing besides."
+    wheel = zipfile.ZipFile(next(dist.glob("*.whl")))
+    found = {n: sha(wheel.read(n)) for n in wheel.namelist() if ".dist-info/" not in n}
+    assert found == expected()
+    info = {n.rpartition("/")[2]: wheel.read(n).decode() for n in wheel.namelist() if ".dist-info/" in n}
+    assert "LICENSE" in info and "License-Expression: Apache-2.0" in info["METADATA"] or "License: Apache-2.0" in info["METADATA"]
+    for script in CFG["console_scripts"].split(): assert script.replace("=", " = ") in info["entry_points.txt"]
+    assert re.search(r"\[nbdev\]\s*hipro_nb = hipro_nb\._modidx:d", info["entry_points.txt"])
+    needs = re.findall(r"^Requires-Dist: (.*)", info["METADATA"], re.M)
+    assert len([n for n in needs if "extra ==" not in n]) == len(CFG["requirements"].split()) and any('extra == "dev"' in n for n in needs)
+
+
+@pytest.mark.xdist_group("dist")
+def test_source_archive(dist):
+    names = {n.partition("/")[2] for n in tarfile.open(next(dist.glob("*.tar.gz"))).getnames()}
+    assert {"settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"} <= names
+    assert expected().keys() <= names
+
+
+def test_install_ships_data(installed):
+    found = {p.relative_to(installed).as_posix(): sha(p.read_bytes()) for p in (installed / "hipro_nb").rglob("*") if p.is_file() and p.suffix != ".pyc"}
+    assert found == expected()
+    code = "import hipro_nb, sys; from pathlib import Path; print(Path(hipro_nb.__file__).resolve().parents[1], hipro_nb.__version__)"
+    status, out = run(sys.executable, "-c", code, cwd=installed.parent, PYTHONPATH=installed)
+    assert (status, out.split()) == (0, [str(installed.resolve()), CFG["version"]])
+
+
+def test_assets():
+    "The embedded model is there, as safetensors, and small; nothing in the package is a pickle."
+    assert any(p.suffix == ".safetensors" for p in ASSETS), "hipro_nb/assets has no weights"
+    assert sum(p.stat().st_size for p in ASSETS if p.suffix == ".safetensors") <= 4 * 2**20
+    assert not [p.name for p in ASSETS if p.suffix in (".pt", ".pth", ".pkl", ".pickle", ".npy", ".npz", ".bin")]
+
+
+@pytest.mark.parametrize("script", CFG["console_scripts"].split())
+def test_console_script(script):
+    module, _, func = script.partition("=")[2].partition(":")
+    assert callable(getattr(importlib.import_module(module), func))
+
+
+def test_readme():
+    "README.md is the rendering of nbs/index.ipynb, whose generated cells are up to date."
+    status, out = run(sys.executable, ROOT / "tools/readme.py", "--check")
+    assert status == 0, out
+
+
+def test_readme_links():
+    for target in re.findall(r"\]\(([^)\s#]+)", (ROOT / "README.md").read_text(encoding="utf-8")):
+        assert re.match(r"[a-z]+:", target) or (ROOT / target).exists(), f"README.md: {target} leads nowhere"
+
+
+def test_readme_says_what_is_needed():
+    md = (ROOT / "README.md").read_text(encoding="utf-8")
+    five = re.search(r"```python\n(.*?)```", md, re.S)[1].strip().split("\n")
+    assert len(five) == 5 and "make demo" in md and "make test" in md
+
+
+def test_readme_table_agrees(tmp_path):
+    "The README's own small arithmetic equals `hipro_nb.hipro`'s, on planted runs."
+    sys.path.insert(0, str(ROOT / "tools"))
+    import readme
+    from hipro_nb.hipro import Result
+    tasks, seeds = ("a", "b"), (1, 2, 3)
+    ours, other = Result("HiPro", tasks, seeds, [[60, 70], [64, 71], [65, 74]]), Result("CoOp", tasks, seeds, [[58, 69], [60, 70], [64, 70]])
+    runs = tmp_path / "nbs/experiments/runs"
+    runs.mkdir(parents=True)
+    (runs / "mini_x.json").write_text(f"[{other.to_json()}, {ours.to_json()}]")
+    md = readme.results(tmp_path / "nbs", "experiments/runs/mini_*.json")
+    i = ours.paired_interval(other)
+    assert f"{i.mean:+.2f} ({i.low:+.2f} to {i.high:+.2f})" in md
+    assert f"| HiPro | {ours.rows()[-1][1]:.2f} ± {ours.rows()[-1][2]:.2f} |" in md and "seeds 1, 2, 3" in md
+
+
+def test_changelog_names_exist():
+    "The public API that the changelog lists is exported."
+    for module, names in re.findall(r"^\| `(hipro_nb\.\w+)` \| (.*) \|$", (ROOT / "CHANGELOG.md").read_text(), re.M):
+        missing = set(re.findall(r"`(\w+)`", names)) - set(importlib.import_module(module).__all__)
+        assert not missing, f"{module} does not export {sorted(missing)}"
+
+
+def test_license_and_project_files():
+    assert "Apache License" in (ROOT / "LICENSE").read_text() and len((ROOT / "LICENSE").read_text()) > 11000
+    assert "*.ipynb merge=nbdev-merge" in (ROOT / ".gitattributes").read_text().splitlines()
+    assert f"## {CFG['version']}" in (ROOT / "CHANGELOG.md").read_text()
+    toml = (ROOT / "pyproject.toml").read_text()
+    assert re.findall(r"^\[(.*)\]", toml, re.M) == ["build-system"]
