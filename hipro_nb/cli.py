@@ -80,7 +80,7 @@ def open_model(
     model:str|None = None, # An open_clip name or a model folder; the embedded model by default
     pretrained:str|None = None, # An open_clip tag or a weights file
     device:str = 'cpu', # Where to compute
-)->FrozenCLIP:
+)->FrozenCLIP: # On `device`
     "The frozen model that a command works with"
     if model is None and pretrained is not None: raise BadData(f'--pretrained {pretrained} needs --model, the name of its architecture')
     if str(device).startswith('cuda') and not torch.cuda.is_available(): raise BadData(f'device {device!r}: this machine shows no GPU to PyTorch; use --device cpu')
@@ -173,7 +173,7 @@ def read_run(
 def write_results(
     path:Path, # File to write
     results:list, # A `Result` per method
-)->Path:
+)->Path: # The file
     "Results of several methods as one JSON list"
     return write_atomic(path, json.dumps([json.loads(r.to_json()) for r in results], indent=1, ensure_ascii=False))
 

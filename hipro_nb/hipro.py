@@ -239,7 +239,7 @@ class Method:
         self.tasks, self.classnames, self.heads, self.scales = (), (), (), ()
 
     def __init_subclass__(cls): Method.kinds[cls.__name__] = cls
-    def settings(self)->dict:
+    def settings(self)->dict: # Plain data, ready for JSON
         "What `from_settings` needs, as plain data"
         return {}
     @classmethod
@@ -247,7 +247,7 @@ class Method:
         clip:FrozenCLIP|None, # The frozen model
         settings:dict, # What `settings` returned
         **kw, # Further arguments
-    ):
+    )->'Method': # Not fitted
         "A method with the same settings, not fitted yet"
         return cls(clip, **settings, **kw)
     def _fit(self, tasks, checkpoint, progress): raise NotImplementedError(f"{type(self).__name__} defines no _fit")
@@ -352,7 +352,7 @@ class ZeroShot(Method):
         super().__init__(clip, store, seed)
         self.templates = tuple(templates)
 
-    def settings(self)->dict:
+    def settings(self)->dict: # What `from_settings` needs
         "Templates and seed"
         return dict(templates=list(self.templates), seed=self.seed)
     def _fit(self, tasks, checkpoint, progress): pass
