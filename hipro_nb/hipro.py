@@ -30,7 +30,7 @@ from .data import BadData, FeatureStore, Features, FrozenCLIP, Split, Task, chec
 from .clip import PromptTower, zero_shot_weights
 from .affinity import AffinityMeter
 from .tree import TaskTree, balanced_tree, flat_tree
-from .train import TrainConfig, train_prompts
+from .train import BatchPlan, TrainConfig, train_prompts
 from .fuse import fuse_weights
 
 # %% ../nbs/08_hipro.ipynb #00a4f0ea
@@ -324,19 +324,23 @@ def _all_logits(self:Method, i:int, x)->Float[Tensor,'n K']:
 # %% ../nbs/08_hipro.ipynb #97408ce9
 Prediction = namedtuple('Prediction', 'probs names')
 
+def _as_many(images):
+    "A list of one where a single picture was given: a file, a PIL image, or an array `h w 3`"
+    single = isinstance(images, (str, Path)) or hasattr(images, 'convert') or isinstance(images, (np.ndarray, Tensor)) and images.ndim == 3
+    return [np.asarray(images) if isinstance(images, Tensor) else images] if single else images
+
 @patch
 def _features(self:Method, images)->Float[Tensor,'n d']:
     if isinstance(images, Features): return images.x
     if isinstance(images, Tensor) and images.is_floating_point(): return images
     if self.clip is None: raise BadData("images need the model: load this method with `clip`, or pass unit-norm features")
-    if isinstance(images, (str, Path)) or hasattr(images, 'convert'): images = [images]
-    return self.store.features(self.clip, images, progress=False)
+    return self.store.features(self.clip, _as_many(images), progress=False)
 
 @patch
 def _pictures(self:Method, images)->Split:
     if isinstance(images, Split): return images
     if isinstance(images, Features) or isinstance(images, Tensor) and images.is_floating_point(): raise BadData(f"{self.title} changes the image side and needs images, not features")
-    if isinstance(images, (str, Path)) or hasattr(images, 'convert'): images = [images]
+    images = _as_many(images)
     return Split(images, [0]*len(images))
 
 @patch
@@ -458,12 +462,12 @@ def node_slots(
 
 # %% ../nbs/08_hipro.ipynb #454ae23f
 @patch
-def _build_tower(self:HiPro):
-    "The text tower for all class names, each once"
+def _build_tower(self:HiPro, device:str|None=None):
+    "The text tower for all class names, each once, on `device` (where the model is if None)"
     names = list(dict.fromkeys(c for classes in self.classnames for c in classes))
     dtype = None if self.config.dtype is None else getattr(torch, self.config.dtype)
     self.tower = PromptTower(self.clip, names, n_ctx=self.n_ctx, position=self.position, dtype=dtype, chunk=self.chunk, recompute=self.recompute)
-    if self.config.device: self.tower.to(self.config.device)
+    if device: self.tower.to(device)
 
 @patch
 def _start(self:HiPro)->Float[Tensor,'m T w']:
@@ -476,6 +480,21 @@ def _train(self:HiPro, tasks, groups, ctx, **kw):
 
 # %% ../nbs/08_hipro.ipynb #7d080f7c
 @patch
+def _check_pairs(self:HiPro, tasks)->None:
+    "Refuses settings under which no snapshot would ever hold a certain pair of tasks; `BadData` naming it"
+    c, together = self.config, torch.eye(len(tasks), dtype=torch.bool)
+    plan = BatchPlan([len(t.train) for t in tasks], c.batch_size, c.seed, c.per_task_batch)
+    for e in range(c.epochs):
+        at = torch.arange(e*plan.steps, (e+1)*plan.steps) % self.snapshot_every == 0
+        here = (plan.seats(e)[at] > 0).float()
+        together |= here.T @ here > 0
+        if together.all(): return
+    i, j = (~together).nonzero()[0].tolist()
+    raise BadData(f"{tasks[i].name!r} and {tasks[j].name!r} are never in one batch when a snapshot of the affinity is taken (batch_size {c.batch_size}, {c.epochs*plan.steps} steps): "
+                  "expected larger batches, more epochs, or per_task_batch")
+
+# %% ../nbs/08_hipro.ipynb #5d1e7a0c
+@patch
 def estimate_tree(self:HiPro,
     tasks:Sequence, # N encoded tasks
     checkpoint:Path|None = None, # Checkpoint file of this phase
@@ -483,10 +502,10 @@ def estimate_tree(self:HiPro,
 )->TaskTree: # The tree of Eq. 4; the affinity is kept in `affinity`
     "Trains the shared prompts, reads the affinity from their gradients and clusters the tasks"
     n = len(tasks)
+    self._check_pairs(tasks)
     meter = AffinityMeter(n, every=self.snapshot_every, kind=self.kind)
     self._train(tasks, [tuple(range(n))]*self.n_shared, self._start()[2*n-1:], meter=meter, checkpoint=checkpoint, progress=progress)
-    try: self.affinity = meter.affinity().float()
-    except ValueError as e: raise BadData(f'{e} (tasks in order: {", ".join(self.tasks)})') from None
+    self.affinity = meter.affinity().float()
     return balanced_tree(self.affinity, balanced=self.balanced)
 
 # %% ../nbs/08_hipro.ipynb #e3db79e2
@@ -505,7 +524,7 @@ def _choose_groups(self:HiPro, tasks, checkpoint, progress)->list:
 def _fit(self:HiPro, tasks, checkpoint, progress):
     part = (lambda name: None) if checkpoint is None else (lambda name: Path(checkpoint)/name)
     if self.planned is not None and self.planned.n_tasks != len(tasks): raise BadData(f"the given tree has {self.planned.n_tasks} tasks; there are {len(tasks)}")
-    self._build_tower()
+    self._build_tower(self.config.device)
     self.groups = self._choose_groups(tasks, part('shared.safetensors'), progress)
     start = self._start()[node_slots(self.groups, len(tasks))]
     run = self._train(tasks, self.groups, start, checkpoint=part('nodes.safetensors'), progress=progress)

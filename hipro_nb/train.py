@@ -49,7 +49,8 @@ class TrainConfig:
     def __post_init__(self):
         for name, low in dict(lr=0, epochs=1, batch_size=1, momentum=0, weight_decay=0, warmup_epochs=0, warmup_lr=0, seed=0, checkpoint_every=1).items():
             if not (value := getattr(self, name)) >= low or value == math.inf: raise ValueError(f"{name} is {value}; expected a finite number, {low} or more")
-        if self.dtype is not None and not isinstance(getattr(torch, self.dtype, None), torch.dtype): raise ValueError(f"dtype is {self.dtype!r}; expected the name of a torch dtype, such as 'bfloat16'")
+        kind = None if self.dtype is None else getattr(torch, self.dtype, None)
+        if self.dtype is not None and not (isinstance(kind, torch.dtype) and kind.is_floating_point): raise ValueError(f"dtype is {self.dtype!r}; expected the name of a floating-point torch dtype, such as 'bfloat16'")
 
 # %% ../nbs/06_train.ipynb #52a449c7
 def lr_at(
