@@ -611,6 +611,7 @@ def zero_shot_weights(
     batch_size:int=256, # Texts at a time
 )->Float[Tensor,'K d']: # Unit-norm class weights
     "Class weights of hand-written prompts: unit-norm features, averaged over the templates, unit-norm again."
+    if bad := [t for t in templates if '{}' not in t] or ([] if templates else ['']): raise BadData(f'template {bad[0]!r}: expected a text with {{}} in the place of the class name')
     texts = [t.format(clean_name(n)) for n in classnames for t in templates]
     rows = clip.tokenizer(texts)
     full = (rows[:,-1]!=_frame(clip.tokenizer)[2]).nonzero()

@@ -57,8 +57,8 @@ def lr_at(
     config:TrainConfig, # Settings of the run
     epoch:int, # Epoch, from 0
 )->float: # Learning rate of that epoch's steps
-    "Constant in the warm-up, then a cosine from `config.lr`, as CoOp's"
-    e = epoch - config.warmup_epochs
+    "Constant in the warm-up, then a cosine from `config.lr`, as CoOp's; the last epoch is never warm-up"
+    e = epoch - min(config.warmup_epochs, config.epochs - 1)
     if e < 0: return config.warmup_lr
     return config.lr * (1 + math.cos(math.pi * e / config.epochs)) / 2
 
