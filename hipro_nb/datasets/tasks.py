@@ -78,7 +78,7 @@ def load_tasks(
 )->list: # The tasks
     "The tasks of a data set at a protocol; raise `BadData` that names the first thing that differs from what is published."
     data = _record(name, download)
-    if counts is not True: data = replace(data, counts=counts or None, n_classes=data.n_classes if counts else None)
+    if counts is not True: data = replace(data, counts=counts or None, total=None, n_classes=data.n_classes if counts else None)
     how = read_protocol(protocol or data.protocol)
     pools = _pools(data, Path(root).expanduser(), how, download, progress)
     if check_images or skip_bad_images: pools = _readable(pools, skip_bad_images, progress)
