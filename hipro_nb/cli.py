@@ -35,6 +35,7 @@ from .tree import TaskTree, balanced_tree, plot_affinity
 from .train import NonFiniteLoss, PromptTrainer, TrainConfig, class_index, first_difference
 from .views import encode_views
 from .datasets import list_datasets, load_tasks
+from .datasets.sources import check_class_names, read_classnames, rename_classes
 from .baselines import METHODS, method_options
 from .hipro import Method, Result, ZeroShot, compare, run_facts
 
@@ -101,6 +102,13 @@ def _protocol(data:str, root:str|None, shots:int|None, fraction:float|None, trai
     if root is not None and shots and fraction: raise BadData(f'--shots {shots} and --fraction {fraction:g}: expected one of them')
     return f'{shots}shot' if shots else f'{100*fraction:.10g}%' if fraction else None
 
+def _named(tasks:list, folder:Path)->list:
+    "The tasks with classes called by words, as `load_tasks` calls those of a folder; refuses two spellings of one class"
+    table = read_classnames(folder)
+    tasks = [rename_classes(t, table) for t in tasks]
+    check_class_names(tasks)
+    return tasks
+
 def open_tasks(
     data:str, # Folder of tasks, name of a data set, 'mini-domains' or 'mini-families'
     seed:int, # Seed of the drawn training images
@@ -116,7 +124,7 @@ def open_tasks(
     "The tasks that a command works on, with the training images of one seed"
     how = _protocol(data, root, shots, fraction, train_list, download)
     if data in EMBEDDED: return mini_tasks(EMBEDDED[data], seed=seed, **({} if shots is None else dict(shots=shots)))
-    if root is None: return load_image_folder(data, train_list=train_list, fraction=fraction, shots=shots, seed=seed, skip_bad_images=skip_bad_images, check=check)
+    if root is None: return _named(load_image_folder(data, train_list=train_list, fraction=fraction, shots=shots, seed=seed, skip_bad_images=skip_bad_images, check=check), Path(data))
     return load_tasks(data, root, how, seed=seed, download=download, counts=not any_counts, check_images=check, skip_bad_images=skip_bad_images)
 
 # %% ../nbs/90_cli.ipynb #3b041966
@@ -356,6 +364,12 @@ def _fit_seeds(clip, settings:RunSettings, seeds:Sequence, folder:Path, store:Fe
         print(f'seed {seed}: {said} ({time.perf_counter()-began:.0f} s)', flush=True)
 
 # %% ../nbs/90_cli.ipynb #529e5436
+def _look(settings:RunSettings, seed:int, download:bool)->None:
+    "Are the tasks there? Asked before weights are fetched for them; what is to be said of them is said later"
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        settings.tasks(seed, download=download)
+
 def fit_settings(
     settings:RunSettings, # What is run
     seeds:Sequence, # With which seeds
@@ -368,6 +382,8 @@ def fit_settings(
 )->list: # A `Result` per method
     "Runs all seeds, prints the table and leaves everything in `folder`"
     check_free(folder, resume)
+    if settings.model is None and settings.data not in EMBEDDED: warnings.warn('no --model: the embedded model is used, which has seen nothing but drawings; for photographs, name one, as --model RN50-quickgelu --pretrained openai')
+    if settings.pretrained and not Path(settings.pretrained).exists(): _look(settings, seeds[0], download)
     clip = open_model(settings.model, settings.pretrained, device)
     _fit_seeds(clip, settings, seeds, folder, store or FeatureStore(None), progress, download)
     results = collect(folder, seeds, settings)

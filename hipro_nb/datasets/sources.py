@@ -107,12 +107,12 @@ class DataSet:
     protocol:str='16shot' # Protocol where none is asked for
     protocols:str='k-shot' # Protocols that papers use
     counts:dict|None=None # Images to expect: task -> number, or task -> part -> number
-    total:int|None=None # Images of all tasks together, where no more is published
     n_classes:int|dict|None=None # Classes of each task
     layout:str='' # Files below the root
     source:str='' # Where the images are obtained
     terms:str='' # Licence or terms, in short
     files:tuple=() # `RemoteFile`s that a download fetches
+    total:int|None=None # Images of all tasks together, where no more is published
     @property
     def n_images(self)->int:
         "Images in all, as published."
