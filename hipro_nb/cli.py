@@ -33,7 +33,9 @@ from .clip import PromptTower, load_clip
 from .affinity import AffinityMeter
 from .tree import TaskTree, balanced_tree, plot_affinity
 from .train import NonFiniteLoss, PromptTrainer, TrainConfig, class_index, first_difference
+from .views import encode_views
 from .datasets import list_datasets, load_tasks
+from .datasets.sources import check_class_names, read_classnames, rename_classes
 from .baselines import METHODS, method_options
 from .hipro import Method, Result, ZeroShot, compare, run_facts
 
@@ -91,13 +93,21 @@ def open_model(
     return mini_clip().to(device) if model is None else load_clip(model, pretrained, device=device)
 
 # %% ../nbs/90_cli.ipynb #ebc6297e
-def _protocol(data:str, root:str|None, shots:int|None, fraction:float|None, train_list:str|None)->str|None:
+def _protocol(data:str, root:str|None, shots:int|None, fraction:float|None, train_list:str|None, download:bool=False)->str|None:
     "The protocol of a data set that is named; refuses what does not go together"
+    if download and root is None: raise BadData(f'--download: expected the name of a data set and --root, the folder that it is to lie in; {data} comes without')
     if data in EMBEDDED and (root or train_list or fraction): raise BadData(f'{data} draws its own images: use --shots, not --train-list, --fraction or --root')
     if root is None and data in list_datasets() and not Path(data).exists(): raise BadData(f'{data} is a data set: expected --root, the folder that it lies in; or give a folder of tasks')
     if root is not None and train_list: raise BadData(f'--train-list goes with a folder of tasks; the data set {data} has its own lists')
     if root is not None and shots and fraction: raise BadData(f'--shots {shots} and --fraction {fraction:g}: expected one of them')
     return f'{shots}shot' if shots else f'{100*fraction:.10g}%' if fraction else None
+
+def _named(tasks:list, folder:Path)->list:
+    "The tasks with classes called by words, as `load_tasks` calls those of a folder; refuses two spellings of one class"
+    table = read_classnames(folder)
+    tasks = [rename_classes(t, table) for t in tasks]
+    check_class_names(tasks)
+    return tasks
 
 def open_tasks(
     data:str, # Folder of tasks, name of a data set, 'mini-domains' or 'mini-families'
@@ -109,12 +119,13 @@ def open_tasks(
     root:str|None = None, # Folder that holds the data set
     any_counts:bool = False, # Take a data set that has not the published numbers of images?
     check:bool = True, # Decode every image first?
+    download:bool = False, # Fetch what is missing of a data set?
 )->list: # One `Task` each
     "The tasks that a command works on, with the training images of one seed"
-    how = _protocol(data, root, shots, fraction, train_list)
+    how = _protocol(data, root, shots, fraction, train_list, download)
     if data in EMBEDDED: return mini_tasks(EMBEDDED[data], seed=seed, **({} if shots is None else dict(shots=shots)))
-    if root is None: return load_image_folder(data, train_list=train_list, fraction=fraction, shots=shots, seed=seed, skip_bad_images=skip_bad_images, check=check)
-    return load_tasks(data, root, how, seed=seed, counts=not any_counts, check_images=check, skip_bad_images=skip_bad_images)
+    if root is None: return _named(load_image_folder(data, train_list=train_list, fraction=fraction, shots=shots, seed=seed, skip_bad_images=skip_bad_images, check=check), Path(data))
+    return load_tasks(data, root, how, seed=seed, download=download, counts=not any_counts, check_images=check, skip_bad_images=skip_bad_images)
 
 # %% ../nbs/90_cli.ipynb #3b041966
 def parse_seeds(
@@ -146,28 +157,32 @@ class RunSettings:
     dtype:str|None = None # Precision of the text tower
     root:str|None = None # Folder that holds the data set that `data` names
     any_counts:bool = False # May its numbers of images differ from the published ones?
+    views:int|None = None # Random views of each training image; None is the plain image, as 1 is
 
     def __post_init__(self):
         for f in ('root' if self.root else 'data', 'model', 'pretrained', 'train_list'):
             if (v := getattr(self, f)) and v not in EMBEDDED and Path(v).exists(): object.__setattr__(self, f, str(Path(v).resolve()))
         if self.method not in METHODS: raise BadData(f"method {self.method!r}: expected one of {', '.join(METHODS)}")
+        if self.views == 1: object.__setattr__(self, 'views', None)
+        if self.views is not None and (self.views < 1 or self.epochs % self.views): raise BadData(f'views {self.views} with {self.epochs} epochs: expected 1 for plain images, or a number that divides the epochs')
         if self.n_ctx < 1: raise BadData(f'n_ctx {self.n_ctx}: expected at least one context token')
         try: self.config(0)
         except ValueError as e: raise BadData(str(e)) from None
 
     def config(self, seed:int)->TrainConfig: # Settings of one seed
-        "What training is given"
-        return TrainConfig(lr=self.lr, epochs=self.epochs, batch_size=self.batch_size, dtype=self.dtype, seed=seed)
+        "What training is given; one of its epochs passes over all views, so over each image that many times"
+        return TrainConfig(lr=self.lr, epochs=self.epochs//(self.views or 1), batch_size=self.batch_size, dtype=self.dtype, seed=seed)
 
 # %% ../nbs/90_cli.ipynb #fa59308f
 @patch
 def tasks(self:RunSettings,
     seed:int, # Seed of the drawn training images
     check:bool = False, # Decode every image first?
+    download:bool = False, # Fetch what is missing of a data set?
 )->list: # One `Task` each
     "The tasks that are learned, as `open_tasks` gives them"
     fields = ('data', 'shots', 'fraction', 'train_list', 'skip_bad_images', 'root', 'any_counts')
-    return open_tasks(seed=seed, check=check, **{f: getattr(self, f) for f in fields})
+    return open_tasks(seed=seed, check=check, download=download, **{f: getattr(self, f) for f in fields})
 
 # %% ../nbs/90_cli.ipynb #662f6c00
 def check_free(
@@ -239,6 +254,25 @@ def new_method(
     if 'words' in takes: del known['n_ctx']
     return make(clip, **{k: v for k,v in known.items() if k in takes})
 
+# %% ../nbs/90_cli.ipynb #b4316e4a
+@patch
+def encode(self:RunSettings,
+    clip:FrozenCLIP, # The frozen model
+    tasks:Sequence, # Tasks of images
+    seed:int, # Seed of the views
+    method:Method|None = None, # What will learn from them; plain images where nothing does
+    store:FeatureStore|None = None, # Where features are kept
+    progress:bool = True, # Show progress bars?
+)->list: # The tasks with features, `views` rows for each training image
+    "Features of the tasks; refuses views where a method could not use them, or would have them in training and in validation"
+    if not self.views or method is None: return encode_tasks(clip, tasks, store, progress=progress)
+    who = f'--views {self.views} with {method.title}'
+    if method.needs_images: raise BadData(f'{who}: it learns inside the image tower and takes no stored features; expected no --views')
+    if {'share', 'holdout'} & set(method_options(type(method))) and (lost := [t.name for t in tasks if t.val is None]):
+        raise BadData(f'{who}: it sets training images aside, and views of one image would be on both sides; expected a validation split in task {lost[0]!r}, or no --views')
+    return encode_views(clip, tasks, self.views, seed, store, progress=progress)
+
+
 # %% ../nbs/90_cli.ipynb #f656f590
 def fit_method(
     clip:FrozenCLIP, # The frozen model
@@ -250,10 +284,10 @@ def fit_method(
     store:FeatureStore|None = None, # Where image features are kept
 )->tuple: # The trained method, and a `Result` of each method that comes out of it, zero-shot first
     "Trains the method; HiPro's run gives CoOp, CoOp-MTL and Shr+Ind too"
-    features = encode_tasks(clip, tasks, store, progress=progress)
+    method = None if settings.method == 'zero_shot' else new_method(settings, clip, seed, store=store)
+    features = settings.encode(clip, tasks, seed, method, store, progress)
     zero = ZeroShot(clip, seed=seed).fit(features)
-    if settings.method == 'zero_shot': return zero, [zero.evaluate(features)]
-    method = new_method(settings, clip, seed, store=store)
+    if method is None: return zero, [zero.evaluate(features)]
     given = tasks if method.needs_images else features
     method.fit(given, checkpoint=checkpoint, progress=progress)
     views = [method.select(k) for k in ('leaf', 'root', 'flat')] if settings.method == 'hipro' and len(tasks) > 1 else []
@@ -317,10 +351,10 @@ def collect(
     return results
 
 # %% ../nbs/90_cli.ipynb #777d7a0d
-def _fit_seeds(clip, settings:RunSettings, seeds:Sequence, folder:Path, store:FeatureStore, progress:bool):
+def _fit_seeds(clip, settings:RunSettings, seeds:Sequence, folder:Path, store:FeatureStore, progress:bool, download:bool):
     "Trains every seed that is not finished"
     for k,seed in enumerate(seeds):
-        tasks, part = settings.tasks(seed, check=k == 0), folder/f'seed{seed}'
+        tasks, part = settings.tasks(seed, check=k == 0, download=download and k == 0), folder/f'seed{seed}'
         if k == 0: check_record(folder, run_record(settings, clip, tasks))
         if (part/'results.json').exists(): print(f'seed {seed}: finished before', flush=True); continue
         began = time.perf_counter()
@@ -330,6 +364,12 @@ def _fit_seeds(clip, settings:RunSettings, seeds:Sequence, folder:Path, store:Fe
         print(f'seed {seed}: {said} ({time.perf_counter()-began:.0f} s)', flush=True)
 
 # %% ../nbs/90_cli.ipynb #529e5436
+def _look(settings:RunSettings, seed:int, download:bool)->None:
+    "Are the tasks there? Asked before weights are fetched for them; what is to be said of them is said later"
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        settings.tasks(seed, download=download)
+
 def fit_settings(
     settings:RunSettings, # What is run
     seeds:Sequence, # With which seeds
@@ -338,11 +378,14 @@ def fit_settings(
     device:str = 'cpu', # Where to compute
     store:FeatureStore|None = None, # Where image features are kept
     progress:bool = True, # Show progress bars?
+    download:bool = False, # Fetch what is missing of a data set?
 )->list: # A `Result` per method
     "Runs all seeds, prints the table and leaves everything in `folder`"
     check_free(folder, resume)
+    if settings.model is None and settings.data not in EMBEDDED: warnings.warn('no --model: the embedded model is used, which has seen nothing but drawings; for photographs, name one, as --model RN50-quickgelu --pretrained openai')
+    if settings.pretrained and not Path(settings.pretrained).exists(): _look(settings, seeds[0], download)
     clip = open_model(settings.model, settings.pretrained, device)
-    _fit_seeds(clip, settings, seeds, folder, store or FeatureStore(None), progress)
+    _fit_seeds(clip, settings, seeds, folder, store or FeatureStore(None), progress, download)
     results = collect(folder, seeds, settings)
     print(f'\n{compare(results)}\n\n{folder}: results.json, results.md, seed*/', flush=True)
     return results
@@ -366,15 +409,17 @@ def run_fit(
     resume:bool = False, # Go on with a run that is there, keeping its finished seeds?
     root:str|None = None, # Folder that holds the data set that DATA names
     any_counts:bool = False, # Take a data set whose numbers of images are not the published ones, such as a part of it?
+    download:bool = False, # Fetch what is missing below ROOT, where the data set has an official address with a checksum?
+    views:int|None = None, # Random views (crop, mirror) of each training image to learn from, encoded once; it must divide the epochs
     skip_bad_images:bool = False, # Leave unreadable images out?
     device:str = 'cpu', # cpu or cuda
     dtype:str|None = None, # Precision of the text tower, such as bfloat16; that of the device if not given
     store:str|None = None, # Folder that keeps image features between runs; OUT/features if not given
 )->list: # A `Result` per method
     "Trains prompts for a folder of tasks over several seeds, prints the table and writes OUT/NAME"
-    settings = RunSettings(data, model, pretrained, method, shots, fraction, train_list, skip_bad_images, n_ctx, lr, epochs, batch_size, dtype, root, any_counts)
+    settings = RunSettings(data, model, pretrained, method, shots, fraction, train_list, skip_bad_images, n_ctx, lr, epochs, batch_size, dtype, root, any_counts, views)
     folder = Path(out)/(name or safe_name(f'{Path(data).name}-{method}'))
-    return fit_settings(settings, parse_seeds(seeds), folder, resume, device, FeatureStore(store or Path(out)/'features'))
+    return fit_settings(settings, parse_seeds(seeds), folder, resume, device, FeatureStore(store or Path(out)/'features'), download=download)
 
 # %% ../nbs/90_cli.ipynb #9bdd5756
 def hipro_fit(
