@@ -12,7 +12,7 @@ from forked import Forked
 from tiny import image_folder, save_clip
 
 from hipro_nb.baselines import METHODS
-from hipro_nb.cli import hipro_bench, hipro_demo, hipro_fit, hipro_predict, load_run, read_results
+from hipro_nb.cli import SIZES, hipro_bench, hipro_fit, hipro_predict, load_run, read_results
 from hipro_nb.compare import hipro_compare, read_table
 from hipro_nb.data import load_tensors
 from hipro_nb.hipro import Method
@@ -221,19 +221,14 @@ def test_train_list_and_fraction(home, tmp_path, capfd):
     assert record["tasks"][0]["images"] == dict(train=6, test=9)
 
 
-def test_demo(tmp_path, capfd):
-    assert hipro_demo(["--out", str(tmp_path), "--seeds", "1", "--epochs", "1"]) == 0
-    out = capfd.readouterr().out
-    for part in ("zero-shot", "CoOp", "CoOp-MTL", "Shr+Ind", "HiPro", "average"):
-        assert part in out
-    assert {"affinity.png", "tree.svg", "results.md", "results.json"} <= {p.name for p in (tmp_path / "demo").iterdir()}
-
-
-def test_bench(tmp_path, capfd):
-    assert hipro_bench(["--quick", "--rounds", "1", "--out", str(tmp_path)]) == 0
-    found = json.loads((tmp_path / "bench.json").read_text())
-    assert found["tower"]["classes"] == 65 and found["tower"]["times"]["float32"] > 1
-    assert [a["tasks"] for a in found["affinity"]] == [4, 20] and found["facts"]["versions"]["torch"]
+def test_bench(tmp_path, capfd, monkeypatch):
+    monkeypatch.setitem(SIZES, "small", [])
+    assert hipro_bench(["--quick", "--rounds", "1", "--parts", "tower,affinity,memory", "--out", str(tmp_path)]) == 0
+    found, out = json.loads((tmp_path / "bench.json").read_text()), capfd.readouterr().out
+    assert found["tower"]["found"]["classes"] == 65 and found["tower"]["found"]["ways"]["float32"]["ratio"] > 1
+    assert [a["tasks"] for a in found["affinity"]["found"]] == [4, 20] and found["affinity"]["facts"]["versions"]["torch"]
+    assert [(r["classes"], r["nodes"], r["dtype"]) for r in found["memory"]["found"]] == [(65, 1, None)] and found["memory"]["found"][0]["peak_mib"] > 1
+    assert f"peak {found['memory']['found'][0]['peak_mib']:.0f} MiB" in out and "emulates it" in out or found["tower"]["found"]["bf16_is_faster"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
