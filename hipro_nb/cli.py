@@ -8,7 +8,7 @@ __all__ = ['EMBEDDED', 'DEMO', 'OFFICE_HOME', 'SIZES', 'PARTS', 'command_parser'
            'save_figures', 'new_method', 'fit_method', 'save_seed', 'run_record', 'summary', 'collect', 'fit_settings',
            'run_fit', 'hipro_fit', 'load_run', 'name_images', 'run_predict', 'hipro_predict', 'run_demo', 'hipro_demo',
            'bench_clip', 'bench_names', 'time_tower', 'bench_affinity', 'peak_mib', 'tower_step', 'bench_memory',
-           'bench_accuracy', 'read_bench', 'run_bench']
+           'bench_accuracy', 'read_bench', 'run_bench', 'hipro_bench']
 
 # %% ../nbs/90_cli.ipynb #a62f4a6a
 import argparse, inspect, json, shutil, statistics, subprocess, sys, time, warnings
@@ -494,7 +494,6 @@ def bench_names(
     pairs = [f'{a} {b}' for a in OFFICE_HOME for b in OFFICE_HOME if a != b]
     return OFFICE_HOME[:n] if n <= 65 else ['old '*(i%2) + p for i,p in enumerate(pairs[:n])]
 
-
 # %% ../nbs/90_cli.ipynb #d5b2f1e3
 def time_tower(
     clip:FrozenCLIP, # Frozen model
@@ -514,7 +513,6 @@ def _say_tower(t:dict)->str:
     lines += [f"  {k:9s}  {w['seconds']:7.2f} s, {w['saved_mb']:5.0f} MiB kept for all, {w['ratio']:.1f} times faster; features differ by {w['feature_error']:.0e}, gradients by {w['gradient_error']:.0e}" for k,w in ways]
     if slow: lines += [f"  bfloat16   this machine has no units for it and emulates it: {slow['bfloat16']['seconds']/slow['float32']['seconds']:.0f} times as long as fp32 on 4 names; features differ by {slow['bfloat16']['feature_error']:.0e}, gradients by {slow['bfloat16']['gradient_error']:.0e}"]
     return '\n'.join(lines)
-
 
 # %% ../nbs/90_cli.ipynb #a18a8bfd
 def _bench_tasks(n:int, shared:bool, dim:int)->list:
@@ -541,7 +539,6 @@ def bench_affinity(
 def _say_affinity(rows:list)->str:
     "What was measured, a line per kind"
     return '\n'.join(f"affinity, {r['tasks']} tasks x {r['names']} names ({r['route']}): adds {r['measured']:.2f} of a step to each step, {r['counted']:.2f} counted" for r in rows)
-
 
 # %% ../nbs/90_cli.ipynb #35a1e121
 def peak_mib()->float: # MiB
@@ -570,7 +567,6 @@ def tower_step(
     size = float(ctx.grad.norm()) # waits for a GPU
     return asked | dict(seconds=time.perf_counter() - began, peak_mib=peak() - before, gradient=size)
 
-
 # %% ../nbs/90_cli.ipynb #2a074658
 SIZES = dict(small=[(65, 7)], RN50=[(65, 7), (345, 11), (1191, 19)])
 
@@ -595,7 +591,6 @@ def _say_memory(rows:list)->str:
     "A line per row"
     return '\n'.join(f"memory, {r['classes']} classes x {r['nodes']} nodes, {r['dtype'] or '77 tokens'}{', chunks of %d' % r['chunk'] if r['chunk'] else ''}: peak {r['peak_mib']:.0f} MiB, {r['seconds']:.1f} s" for r in rows)
 
-
 # %% ../nbs/90_cli.ipynb #4c29687a
 def bench_accuracy(
     epochs:int|None = None, # Epochs; the embedded benchmark's own if None
@@ -619,7 +614,6 @@ def _say_accuracy(a:dict)->str:
     mean = {k: statistics.mean(v) for k,v in a['accuracy'].items()}
     return f"accuracy, CoOp-MTL on mini-families, {len(a['seeds'])} seeds: {mean['float32']:.2f} in fp32, {mean['bfloat16']:.2f} in bf16; {100*statistics.mean(a['same']):.1f}% of the test images named alike"
 
-
 # %% ../nbs/90_cli.ipynb #7fca9bad
 def read_bench(
     path:Path, # `bench.json`
@@ -638,7 +632,6 @@ def _one_thread(cpu_seconds:bool):
     if cpu_seconds: torch.set_num_threads(1)
     try: yield time.process_time if cpu_seconds else time.perf_counter
     finally: torch.set_num_threads(threads)
-
 
 # %% ../nbs/90_cli.ipynb #aeef5ab6
 PARTS = ('tower', 'affinity', 'memory', 'accuracy')
@@ -670,3 +663,9 @@ def run_bench(
     print(path)
     return found
 
+# %% ../nbs/90_cli.ipynb #9d0c1e57
+def hipro_bench(
+    argv:list|None = None, # Words of the command line; those of the process by default
+)->int: # Exit status
+    "The command `hipro_bench`: see `run_bench`"
+    return run_command(run_bench, argv)
