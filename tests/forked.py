@@ -14,7 +14,7 @@ from pathlib import Path
 
 from project import ROOT
 
-PRELOAD = ["torch", "torch.utils.checkpoint", "open_clip", "seaborn", "scipy.stats", "scipy.cluster.hierarchy", "sklearn.linear_model", "jaxtyping", "beartype",
+PRELOAD = ["torch", "torch.utils.checkpoint", "open_clip", "matplotlib.pyplot", "scipy.stats", "scipy.cluster.hierarchy", "sklearn.linear_model", "jaxtyping", "beartype",
            "fastcore.all", "safetensors.torch", "tqdm.auto", "IPython.display", "nbdev.test"]
 _method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 _context = multiprocessing.get_context(_method)

@@ -102,12 +102,40 @@ def test_an_existing_run_is_refused(run, home, capfd):
 def test_resume_keeps_finished_seeds_and_refuses_other_settings(run, home, capfd):
     kept = (run / "seed1" / "model.safetensors").read_bytes()
     assert hipro_fit(words(home, seeds=2) + ["--resume"]) == 0
-    assert capfd.readouterr().out.startswith("seed 1: finished before\nseed 2: finished before\n")
+    assert "\nseed 1: finished before\nseed 2: finished before\n" in capfd.readouterr().out
     assert kept == (run / "seed1" / "model.safetensors").read_bytes()
     assert hipro_fit(words(home, lr=0.5) + ["--resume"]) == 2
     assert "settings.lr was 0.001, is 0.5" in capfd.readouterr().err
     assert hipro_fit(words(home, shots=1) + ["--resume"]) == 2
     assert "settings.shots was 2, is 1" in capfd.readouterr().err
+
+
+def test_resume_with_other_seeds_adds_them(home, capfd):
+    argv = dict(name="grown", method="coop_mtl", epochs=2)
+    assert hipro_fit(words(home, seeds="1-1", **argv)) == 0
+    assert hipro_fit(words(home, seeds="2-2", **argv) + ["--resume"]) == 0
+    assert [r.seeds for r in read_results(home / "runs" / "grown" / "results.json")] == [(1, 2)] * 2
+    assert capfd.readouterr().out.startswith("3 tasks, 3 classes, 18 images to learn from, ")
+
+
+def test_runs_stay_out_of_the_data(home, capfd, monkeypatch):
+    monkeypatch.chdir(home / "data")
+    assert hipro_fit([".", "--model", str(home / "model"), "--shots", "1"]) == 2
+    assert "--out runs lies inside .," in capfd.readouterr().err and not (home / "data" / "runs").exists()
+
+
+def test_predict_says_what_is_no_image(run, home, capfd):
+    assert hipro_predict([str(run), str(home / "none.png")]) == 2
+    assert "none.png: no such file; expected an image" in capfd.readouterr().err
+    assert hipro_predict([str(run), str(home / "data")]) == 2
+    assert "data: a folder; expected an image" in capfd.readouterr().err
+
+
+def test_embedded_data_bring_their_settings():
+    from hipro_nb.cli import usual_training
+    from hipro_nb.mini import MINI_TRAIN
+
+    assert usual_training("mini-families", lr=None) == MINI_TRAIN and usual_training("photos", lr=0.5, epochs=None) == dict(lr=0.5, epochs=100, batch_size=20)
 
 
 def test_a_killed_run_resumes_to_identical_results(home):
@@ -320,8 +348,8 @@ def test_compare_leaves_out_what_cannot_run(home, tmp_path, capfd, monkeypatch):
     class Needy(Method):
         requires = ("no_such_package",)
 
-    monkeypatch.setitem(METHODS, "needy", Needy)
-    for n in [n for n in METHODS if n not in ("zero_shot", "hipro", "needy")]: monkeypatch.delitem(METHODS, n)
+    few = dict(zero_shot=METHODS["zero_shot"], hipro=METHODS["hipro"], needy=Needy)
+    for module in ("cli", "compare"): monkeypatch.setattr(f"hipro_nb.{module}.METHODS", few)
     argv = words(home, seeds=1, name=None, out=tmp_path / "runs")
     assert hipro_compare([*argv, "--methods", "needy"]) == 2
     assert "needy cannot be run: it needs the package no_such_package" in capfd.readouterr().err and not (tmp_path / "runs").exists()
