@@ -111,8 +111,10 @@ def measured(
 def trained_numbers(
     method:Method, # A fitted method
 )->int: # Numbers that training changed and prediction uses
-    "How many parameters a method trained: what it saves beside its classifiers, without affinities; a probe's classifiers are trained themselves"
+    "How many parameters a method trained, without affinities and without what is computed from the parameters; a probe's classifiers are trained themselves"
     if (n := getattr(method, 'n_parameters', None)) is not None: return int(n() if callable(n) else n)
+    if isinstance(model := getattr(method, 'model', None), torch.nn.Module): return sum(p.numel() for p in model.parameters())
+    if models := getattr(method, 'models', None): return sum(t.numel() for m in models for t in m.values())
     kept = {k: t for k,t in method._state()[0].items() if 'affinity' not in k}
     heads = [h for h in method.heads if h is not None] if any(k.startswith('bias') for k in kept) else []
     return sum(t.numel() for t in [*kept.values(), *heads])
@@ -161,8 +163,7 @@ def comparison_folder(
 )->Path: # A folder that belongs to these settings
     "Where the runs of a comparison are kept"
     settings = {k: v for k,v in record['settings'].items() if v not in (None, False)}
-    tasks = [{k: v for k,v in t.items() if k != 'images'} for t in record['tasks']]
-    text = json.dumps(record | dict(settings=settings, tasks=tasks), sort_keys=True, ensure_ascii=False)
+    text = json.dumps(record | dict(settings=settings), sort_keys=True, ensure_ascii=False)
     return Path(out)/safe_name(f"{Path(record['settings']['data']).name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
 
 def _finished(folder:Path, method:str, seed:int)->bool: return (folder/method/f'seed{seed}'/'results.json').exists()

@@ -301,7 +301,7 @@ def test_compare_keeps_what_is_finished(comparison, capfd):
 
 def test_compare_in_a_process_that_is_killed(home, capfd):
     "SIGKILL in the middle of HiPro's training: the same command goes on from the checkpoint, to the classifiers of an undisturbed run."
-    argv = words(home, seeds=1, epochs=240, name=None, out=home / "stopped") + ["--methods", "zero_shot,shr_ind"]
+    argv = words(home, seeds=1, epochs=240, name=None, out=home / "stopped") + ["--methods", "zero_shot,shr_ind", "--jobs", "0"]
     p = subprocess.Popen([sys.executable, "-c", "from hipro_nb.compare import hipro_compare; hipro_compare()", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
     for _ in range(2400):
         if list((home / "stopped").glob("data-*/shr_ind/seed1/checkpoint/nodes.safetensors")) or p.poll() is not None: break
