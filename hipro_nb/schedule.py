@@ -103,7 +103,7 @@ class BilevelTrainer:
         config:TrainConfig=JSCPT_TRAIN, # Settings of the lower level
         scheduler:Scheduler|None=None, # Ω; with both factors if None
         weighting:str='scheduled', # Whose weights train: one of `WEIGHTINGS`
-        upper_every:int|None=None, # Lower steps per upper step, M; about 15 upper steps an epoch if None
+        upper_every:int|None=None, # Lower steps per upper step, M; at most 15 upper steps an epoch, and 4 or more if None
         depth:int=3, # Terms of the Neumann series after the first, H
         upper_lr:float=.01, # Learning rate of Adam on Ω
         contrast:str='without', # The intervention behind the effect: 'without' the mask, or its 'complement'
@@ -127,7 +127,7 @@ def _plan(self:BilevelTrainer, upper_every:int|None):
     self.plan.steps = math.ceil(max(self.train.sizes) / each)
     self.each, self.total_steps = each, self.plan.steps*c.epochs
     if upper_every is not None and upper_every < 1: raise ValueError(f'upper_every is {upper_every}; expected 1 lower step per upper step, or more')
-    self.M = upper_every or max(1, self.plan.steps // 15)
+    self.M = upper_every or max(4, self.plan.steps // 15)
 
 @patch
 def _optimizers(self:BilevelTrainer, upper_lr:float):
@@ -396,13 +396,13 @@ class JSCPT(Method):
         n_ctx:int=16, # Context tokens of a prompt, T
         n_visual:int|None=None, # Visual prompts a block, V: the tower's `share` of 16 if None, 0 for the text side alone
         first:int=0, # First block with visual prompts
-        position:str='middle', # Where the class name stands
+        position:str='end', # Where the class name stands; the release has 'middle'
         mask:bool=True, # With the causal mask?
         contrast:str='without', # Intervention behind the effect: 'without' the mask or its 'complement'
         weighting:str='scheduled', # 'scheduled', or 'frozen', 'equal', 'random', 'uncertainty'
         affinity:bool=True, # With the factor of the affinity?
         effect:bool=True, # With the factor of the causal effect?
-        upper_every:int|None=None, # Lower steps per upper step, M; about 15 upper steps an epoch if None
+        upper_every:int|None=None, # Lower steps per upper step, M; at most 15 upper steps an epoch, and 4 or more if None
         depth:int=3, # Terms of the Neumann series after the first, H
         upper_lr:float=.01, # Learning rate of Adam on the scheduler
         holdout:float|int=.25, # Share of the training images for the upper level, where a task has no `val`
@@ -429,6 +429,11 @@ def title(self:JSCPT)->str:
     off = [word for word, gone in (('mask', not o['mask']), ('affinity', not o['affinity']), ('effect', not o['effect'])) if gone]
     name = 'JSCPT' if o['weighting'] == 'scheduled' else f"MTVLP, {o['weighting']} weights"
     return name + ''.join(f', no {w}' for w in off) + ('' if self.on_images else ' (text side only)')
+
+@patch
+def n_parameters(self:JSCPT)->int: # Prompts, projections and masks; Ω is not used in prediction
+    "How many numbers training changed that prediction uses; 0 before it"
+    return 0 if self.model is None else sum(p.numel() for p in self.model.parameters())
 
 @patch
 def settings(self:JSCPT)->dict: # What `JSCPT.from_settings` needs
@@ -526,4 +531,4 @@ def _restore(self:JSCPT, tensors:dict, meta:dict)->None:
         self.mask.load_state_dict({k.removeprefix('mask.'): v for k, v in theta.items() if k.startswith('mask.')})
 
 # %% ../nbs/12_schedule.ipynb #0fca8ec1
-JSCPT_MINI = dict(n_ctx=4, n_visual=1, position='end', upper_every=4, upper_lr=.04, config=TrainConfig(lr=.01, epochs=50, batch_size=96))
+JSCPT_MINI = dict(n_ctx=4, n_visual=1, position='end', upper_lr=.04, config=TrainConfig(lr=.01, epochs=50, batch_size=96))
