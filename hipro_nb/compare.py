@@ -254,12 +254,13 @@ class Workers:
 
 @patch
 def start(self:Workers,
-    job:tuple, # What `next` gives back with the outcome
+    job:object, # What `next` gives back with the outcome
     *args, # For `_work`, after the pipe
 ):
     "Start a process; its libraries of linear algebra get one thread too"
     ours, its = self.context.Pipe(duplex=False)
-    p, kept = self.context.Process(target=_work, args=(its, *args), daemon=True), dict(os.environ)
+    work = importlib.import_module('hipro_nb.compare')._work # by its module's name, which a notebook's own `_work` has not
+    p, kept = self.context.Process(target=work, args=(its, *args), daemon=True), dict(os.environ)
     os.environ.update(dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'), '1'))
     try: p.start()
     finally: os.environ.clear(); os.environ.update(kept)
