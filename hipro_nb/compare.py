@@ -224,6 +224,7 @@ def _alone()->None:
     "One thread; no signals but the parent's; Ctrl-C for itself when the parent is gone"
     torch.set_num_threads(1)
     if hasattr(os, 'setpgid'): os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler) # a shell starts its background jobs deaf to it
     def watch():
         multiprocessing.parent_process().join()
         signal.raise_signal(signal.SIGINT)
