@@ -166,9 +166,8 @@ def features(self:MTVLP,
     "The mean of two image passes, batched as one"
     if self.vision is None: return x
     n, b = x.shape[:2]
-    prompts = torch.stack([own, shared])[:,:,None].expand(-1, -1, b, -1, -1, -1).flatten(0, 2)
-    tokens = x[None].expand(2, *x.shape).flatten(0, 2)
-    return self.vision.blocks(tokens, prompts, self.first).view(2, n, b, -1).mean(0)
+    tokens, which = x[None].expand(2, *x.shape).flatten(0, 2), torch.arange(2*n).repeat_interleave(b)
+    return self.vision.blocks(tokens, torch.cat([own, shared]), self.first, which).view(2, n, b, -1).mean(0)
 
 # %% ../nbs/11_causal.ipynb #a8d6dd90
 @dataclass(frozen=True)

@@ -72,28 +72,44 @@ def stem(self:VisionTower,
     return x
 
 # %% ../nbs/10_visual.ipynb #a623cd48
-def _class_only(block:ResidualAttentionBlock, x:Float[Tensor,'B n w'])->Float[Tensor,'B 1 w']:
-    "What a block makes of the class token, without what it makes of the others."
-    h = block.ln_1(x)
-    x = x[:,:1] + block.ls_1(block.attention(h[:,:1], h, h))
+def _is_plain(block:nn.Module)->bool: return type(block) is ResidualAttentionBlock and not hasattr(block, 'ln_1_kv')
+
+def _keys(block:ResidualAttentionBlock, x:Float[Tensor,'B n w'])->Float[Tensor,'B n w2']:
+    "Keys and values of tokens in a block, side by side."
+    w,a = x.shape[-1],block.attn
+    return F.linear(block.ln_1(x), a.in_proj_weight[w:], a.in_proj_bias[w:])
+
+def _block(block:ResidualAttentionBlock, x:Float[Tensor,'B n w'], more:Float[Tensor,'B V w2']|None=None, m:int|None=None)->Float[Tensor,'B m w']:
+    "What a block makes of the first `m` tokens (of all if None), which attend to all of `x` and to keys and values `more`."
+    w,a,kv = x.shape[-1],block.attn,_keys(block, x)
+    if more is not None: kv = torch.cat([kv, more.to(kv)], 1)
+    q = F.linear(block.ln_1(x[:,:m]), a.in_proj_weight[:w], a.in_proj_bias[:w])
+    q,k,v = (z.unflatten(-1, (a.num_heads,-1)).transpose(1, 2) for z in (q,*kv.split(w, -1)))
+    mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    x = x[:,:m] + block.ls_1(a.out_proj(mixed))
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 # %% ../nbs/10_visual.ipynb #ec8fa341
 @patch
-def _spread(self:VisionTower, prompts:Tensor|None, n:int, first:int)->list:
-    "Prompts of each block, `n V w`; raises `ValueError` where they do not fit the tower."
+def _spread(self:VisionTower, prompts:Tensor|None, n:int, first:int, which:Tensor|None=None)->list:
+    "Prompts of each block, `1 V w` or `n V w`, or `M V w` with `which`; raises `ValueError` where they do not fit the tower."
     if prompts is None: return []
-    p = prompts if prompts.ndim==4 else prompts[None].expand(n, -1, -1, -1)
-    if p.ndim!=4 or len(p)!=n or p.shape[-1]!=self.width: raise ValueError(f'prompts of shape {tuple(prompts.shape)}: expected (D, V, {self.width}) or ({n}, D, V, {self.width})')
+    p = prompts if prompts.ndim==4 else prompts[None]
+    if p.ndim!=4 or p.shape[-1]!=self.width or (which is None and prompts.ndim==4 and len(p)!=n): raise ValueError(f'prompts of shape {tuple(prompts.shape)}: expected (D, V, {self.width}) or ({n}, D, V, {self.width})')
+    if which is not None and (len(which)!=n or n and not 0<=int(which.min())<=int(which.max())<len(p)): raise ValueError(f'which: expected {n} numbers from 0 to {len(p)-1}, a set of prompts for each picture')
     if not 0<p.shape[1]<=self.n_blocks-first: raise ValueError(f'prompts for {p.shape[1]} blocks from block {first} on: expected 1 to {self.n_blocks-first}, the tower has {self.n_blocks}')
     return list(p.unbind(1))
+
+def _each(z:Tensor, n:int, which:Tensor|None)->Tensor:
+    "What belongs to a set of prompts, for each of n pictures."
+    if which is not None: return z.index_select(0, which.to(z.device))
+    return z.expand(n, -1, -1) if len(z)==1 else z
 
 # %% ../nbs/10_visual.ipynb #bd418aae
 @patch
 def _reads_class(self:VisionTower)->bool:
     "Is the class token all that is read of the last block?"
-    v,last = self.visual,self.resblocks[-1]
-    return v.attn_pool is None and v.pool_type=='tok' and type(last) is ResidualAttentionBlock and not hasattr(last, 'ln_1_kv')
+    return self.visual.attn_pool is None and self.visual.pool_type=='tok' and _is_plain(self.resblocks[-1])
 
 @patch
 def _feature(self:VisionTower, x:Float[Tensor,'B n w'])->Float[Tensor,'B d']:
@@ -103,30 +119,42 @@ def _feature(self:VisionTower, x:Float[Tensor,'B n w'])->Float[Tensor,'B d']:
 
 # %% ../nbs/10_visual.ipynb #d8930004
 @patch
+def _pass(self:VisionTower, l:int, first:int, x:Tensor, n:int, deep:list, which:Tensor|None)->Tensor:
+    "Block `first+l`, with what it reads of its prompts, and without what is not read of its output."
+    block,last = self.resblocks[first+l],first+l+1==self.n_blocks
+    m = 1 if deep and last and self._reads_class() else None
+    if l>=len(deep): return block(x) if m is None else _block(block, x, m=m)
+    p = deep[l].to(x)
+    if (last or l+1<len(deep)) and _is_plain(block): return _block(block, x[:,:n], _each(_keys(block, p), len(x), which), m)
+    x = torch.cat([x[:,:n], _each(p, len(x), which)], 1)
+    return block(x) if m is None else _block(block, x, m=m)
+
+@patch
 def blocks(self:VisionTower,
     tokens:Float[Tensor,'B n w'], # Tokens before block `first`, from `stem`
-    prompts:Float[Tensor,'D V w']|Float[Tensor,'B D V w']|None=None, # Prompts of D blocks, for all pictures or for each
+    prompts:Float[Tensor,'D V w']|Float[Tensor,'M D V w']|None=None, # Prompts of D blocks: one set for all pictures, or several
     first:int=0, # Block that the prompts enter first
+    which:Int64[Tensor,'B']|None=None, # Set of each picture; picture b has set b if None and there are several
 )->Float[Tensor,'B d']: # Unit-norm features, fp32 at least
     "The blocks from `first` on, each of the first D with its prompts; those of the last of them stay in to the end."
-    n,deep,rest = tokens.shape[1],self._spread(prompts, len(tokens), first),self.resblocks[first:]
+    n,deep = tokens.shape[1],self._spread(prompts, len(tokens), first, which)
     keep = self.recompute and torch.is_grad_enabled()
     x = tokens.to(self.clip.device)
     with self._precision():
-        for l,block in enumerate(rest):
-            if l<len(deep): x = torch.cat([x[:,:n], deep[l].to(x)], 1)
-            if deep and l+1==len(rest) and self._reads_class(): x = _class_only(block, x)
-            else: x = checkpoint(block, x, use_reentrant=False) if keep else block(x)
+        for l in range(self.n_blocks-first):
+            args = (l, first, x, n, deep, which)
+            x = checkpoint(self._pass, *args, use_reentrant=False) if keep else self._pass(*args)
         x = self._feature(x[:,:n])
     return F.normalize(x if x.dtype==torch.float64 else x.float(), dim=-1)
 
 @patch
 def __call__(self:VisionTower,
     pixels:Float[Tensor,'B c h v'], # Preprocessed pictures
-    prompts:Float[Tensor,'D V w']|Float[Tensor,'B D V w']|None=None, # Prompts of the first D blocks, for all pictures or for each
+    prompts:Float[Tensor,'D V w']|Float[Tensor,'M D V w']|None=None, # Prompts of the first D blocks: one set for all pictures, or several
+    which:Int64[Tensor,'B']|None=None, # Set of each picture; picture b has set b if None and there are several
 )->Float[Tensor,'B d']: # Unit-norm features, fp32 at least
     "Features of pictures: the stem, then the blocks."
-    return self.blocks(self.stem(pixels), prompts)
+    return self.blocks(self.stem(pixels), prompts, which=which)
 
 # %% ../nbs/10_visual.ipynb #2f1cf531
 @patch
@@ -140,6 +168,14 @@ def init_prompts(self:VisionTower,
     bound = math.sqrt(6/(3*a*b+self.width))
     p = torch.stack([torch.rand(n_tokens, self.width, generator=g) for _ in range(self.n_blocks if depth is None else depth)])
     return ((2*p-1)*bound).to(self.clip.device, torch.promote_types(self.clip.model.logit_scale.dtype, torch.float32))
+
+# %% ../nbs/10_visual.ipynb #5c1d7a90
+@patch
+def share(self:VisionTower,
+    n:int=16, # Prompt tokens of a block at ViT-B/16
+)->int: # Prompt tokens of a block, 1 to `n`
+    "As many prompts as are to this tower's tokens what `n` are to the 197 of ViT-B/16, `n` at most and one at least."
+    return min(n, max(1, round(n*self.n_tokens/197)))
 
 # %% ../nbs/10_visual.ipynb #671730bd
 class UnifiedProjection(nn.Module):
@@ -232,10 +268,13 @@ def _prefix(self:DeepPromptTower, ctx:Float[Tensor,'M D T w'])->list:
     x,out = ctx[:,0]+self.pos,[]
     for i,l in enumerate(self.layers):
         if 0<i<D: x = ctx[:,i]
-        q,k,v = F.linear(l.norm(x), l.w_in, l.b_in).split(w, -1)
+        unread = i+1<D or i+1==len(self.layers)
+        part = slice(w if unread else 0, None)
+        *q,k,v = F.linear(l.norm(x), l.w_in[part], l.b_in[part]).split(w, -1)
         k,v = (split(torch.cat([s.expand(M, 1, w), z], 1)) for s,z in zip(self.start[i], (k,v)))
         out += [k, v]
-        p = _softmax((split(q)@k.mT).masked_fill(hidden, -math.inf))
+        if unread: continue
+        p = _softmax((split(q[0])@k.mT).masked_fill(hidden, -math.inf))
         x = l.finish(x, (p@v).transpose(1, 2).flatten(2))
     return out
 

@@ -330,7 +330,7 @@ def test_compare_keeps_what_is_finished(comparison, capfd):
 
 def test_compare_in_a_process_that_is_killed(home, capfd):
     "SIGKILL in the middle of HiPro's training: the same command goes on from the checkpoint, to the classifiers of an undisturbed run."
-    argv = words(home, seeds=1, epochs=240, name=None, out=home / "stopped") + ["--methods", "zero_shot,shr_ind"]
+    argv = words(home, seeds=1, epochs=240, name=None, out=home / "stopped") + ["--methods", "zero_shot,shr_ind", "--jobs", "0"]
     p = command("hipro_compare", *argv)
     wait_for(p, home, "stopped/data-*/shr_ind/seed1/checkpoint/nodes.safetensors")
     p.send_signal(signal.SIGKILL)

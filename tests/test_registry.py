@@ -1,6 +1,9 @@
 "Every method of the registry, on two tiny tasks of pictures: it learns, predicts, is saved, and is the same in a new process and for the same seed."
+import os
+import signal
 import subprocess
 import sys
+import time
 import traceback
 import warnings
 
@@ -87,3 +90,20 @@ def test_settings(walk, name):
     assert name not in walk.error, walk.error[name]
     loaded = Method.load(walk.folder / f"{name}.safetensors", walk.clip, walk.tasks)
     assert type(loaded) is METHODS[name] and loaded.settings() == walk.method(name).settings() and loaded.title == walk.method(name).title
+
+
+COMPARE = "import sys; from hipro_nb.compare import hipro_compare; sys.exit(hipro_compare())"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals to a group of processes")
+def test_compare_interrupted_with_two_jobs(walk, tmp_path):
+    "Ctrl-C goes to the whole group, as from a terminal: one line, status 130, both fits' checkpoints, no process left."
+    argv = [walk.folder / "data", "--model", walk.folder / "model", "--shots", 2, "--n-ctx", 2, "--epochs", 20000, "--out", tmp_path, "--methods", "coop,coop_mtl", "--seeds", 1, "--jobs", 2]
+    p = subprocess.Popen([sys.executable, "-c", COMPARE, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    at = lambda: {q.parts[-4] for q in tmp_path.glob("data-*/*/seed1/checkpoint/nodes.safetensors")}
+    until = time.monotonic() + 300
+    while len(at()) < 2 and p.poll() is None and time.monotonic() < until: time.sleep(0.05)
+    os.killpg(p.pid, signal.SIGINT)
+    out, err = p.communicate(timeout=120)  # ends when the last process that can write there has ended
+    assert (p.returncode, out, err) == (130, "", "hipro_compare: interrupted; what was finished is kept\n")
+    assert at() == {"coop", "coop_mtl"} and not list(tmp_path.glob("data-*/*/seed1/results.json"))

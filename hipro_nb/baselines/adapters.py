@@ -186,11 +186,11 @@ def task_groups(
 # %% ../../nbs/baselines/28_adapters.ipynb #4eea870f
 class MmAP(VisualPromptMethod):
     "Kronecker-coupled prompts of both towers, a set for each group of tasks and one for each task; groups from gradients"
-    keys = ('memory','n_ctx','depth','n_groups','group_epochs','snapshot_every')
+    keys = ('memory','n_tokens','depth','n_groups','group_epochs','snapshot_every')
     title = 'MmAP'
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model, with a ViT of open_clip's own
-        n_ctx:int=8, # Tokens of a set in each block, T, on both sides
+        n_tokens:int|None=None, # Tokens of a set in each block, T, on both sides; 8 at ViT-B/16 and the same share of a smaller image tower's tokens if None
         depth:int=12, # Blocks with prompts, at most the blocks of the shallower tower
         n_groups:int=2, # Groups of tasks; as many as tasks where there are fewer
         group_epochs:int=10, # Epochs of the run that finds the groups
@@ -198,10 +198,10 @@ class MmAP(VisualPromptMethod):
         config:TrainConfig=TrainConfig(), # Optimiser, epochs, batch, seed
         **kwargs, # `store` and `memory`
     ):
-        for k,v in dict(n_ctx=n_ctx, depth=depth, n_groups=n_groups, group_epochs=group_epochs, snapshot_every=snapshot_every).items():
-            if v<1: raise ValueError(f'{k} is {v}; expected 1 or more')
+        for k,v in dict(n_tokens=n_tokens, depth=depth, n_groups=n_groups, group_epochs=group_epochs, snapshot_every=snapshot_every).items():
+            if v is not None and v<1: raise ValueError(f'{k} is {v}; expected 1 or more')
         super().__init__(clip, False, config, **kwargs)
-        self.n_ctx,self.depth,self.n_groups,self.group_epochs,self.snapshot_every = n_ctx,depth,n_groups,group_epochs,snapshot_every
+        self.n_tokens,self.depth,self.n_groups,self.group_epochs,self.snapshot_every = n_tokens,depth,n_groups,group_epochs,snapshot_every
         self.affinity,self.joint,self.task_sets = None,True,[]
 
 # %% ../../nbs/baselines/28_adapters.ipynb #eb5a2ca5
@@ -210,7 +210,7 @@ def _start(self:MmAP, m:int)->dict:
     "Set `m`: a source and two factors for every block."
     w,v = self.clip.width,self.tower.width
     D,n = min(self.depth, self.tower.n_blocks, self.text_tower.n_blocks),math.gcd(w, v)
-    source = self.tower.init_prompts(self.n_ctx, D, self._seed(m))[...,:n].contiguous()
+    source = self.tower.init_prompts(self._n_tokens(8), D, self._seed(m))[...,:n].contiguous()
     return dict(source=source, text=source.new_ones(D, 1, w//n), visual=source.new_ones(D, 1, v//n))
 
 @patch
@@ -220,7 +220,7 @@ def _sides(self:MmAP, model:dict)->tuple: return kronecker(model['text'], model[
 def _tower_for(self:MmAP, names, sets:int):
     "A text tower for `sets` sets side by side."
     dtype = None if self.config.dtype is None else getattr(torch, self.config.dtype)
-    return DeepPromptTower(self.clip, names, sets*self.n_ctx, dtype=dtype)
+    return DeepPromptTower(self.clip, names, sets*self._n_tokens(8), dtype=dtype)
 
 @patch
 def _build_text(self:MmAP, names): self.names,self.text_tower = names,self._tower_for(names, 1)

@@ -100,6 +100,8 @@ class VisualPromptMethod(Method):
         self.text_tower,self.fixed,self.history = None,None,None
         self.groups,self.models,self.visual,self.text = [],[],[],[]
 
+    def _n_tokens(self, n:int=16)->int: return self.tower.share(n) if self.n_tokens is None else self.n_tokens
+
 # %% ../../nbs/baselines/27_visual_prompts.ipynb #4d490007
 @patch
 def settings(self:VisualPromptMethod)->dict: # What `from_settings` needs
@@ -132,7 +134,7 @@ class VPT(VisualPromptMethod):
     keys = ('shared','memory','n_tokens','depth','templates')
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model, with a ViT of open_clip's own
-        n_tokens:int=16, # Prompt tokens of a block, V
+        n_tokens:int|None=None, # Prompt tokens of a block, V; 16 at ViT-B/16 and the same share of a smaller tower's tokens if None
         depth:int|None=None, # Blocks with prompts, D: 1 is shallow; all of them if None
         shared:bool=False, # One set of prompts for all tasks?
         templates:Sequence=('a photo of a {}.',), # Hand-written prompts
@@ -147,7 +149,7 @@ class VPT(VisualPromptMethod):
         "VPT, or its multi-task version"
         return 'VPT-MTL' if self.shared else 'VPT'
     def _build_text(self, names): self.fixed = zero_shot_weights(self.clip, names, self.templates)
-    def _start(self, m): return dict(prompts=self.tower.init_prompts(self.n_tokens, self.depth, self._seed(m)))
+    def _start(self, m): return dict(prompts=self.tower.init_prompts(self._n_tokens(), self.depth, self._seed(m)))
     def _sides(self, model): return None,model['prompts']
 
 # %% ../../nbs/baselines/27_visual_prompts.ipynb #bb9da8bc
@@ -213,8 +215,8 @@ def _totals(self:VisualPromptMethod, means:Float[Tensor,'N'])->Float[Tensor,'M']
 def _losses(self:VisualPromptMethod, models:list, task:Int64[Tensor,'B'], image:Int64[Tensor,'B'])->Float[Tensor,'M']:
     "Eq. 1 and 2 for every set of prompts: each image once through the image tower."
     ctxs,prompts = self._all_sides(models)
-    prompts = torch.stack(prompts)[self.of[task].to(prompts[0].device)] if len(prompts)>1 else prompts[0]
-    x,factors = self.tower.blocks(self._tokens(task, image), prompts),self._factors(models)
+    prompts,which = (torch.stack(prompts),self.of[task]) if len(prompts)>1 else (prompts[0],None)
+    x,factors = self.tower.blocks(self._tokens(task, image), prompts, which=which),self._factors(models)
     ce = x.new_zeros(len(task))
     for t,w in self._heads(ctxs, task.unique().tolist()).items():
         here = (task==t).nonzero()[:,0]
@@ -341,7 +343,7 @@ class MVLPT(VisualPromptMethod):
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model, with a ViT of open_clip's own
         n_ctx:int=16, # Text context tokens, T
-        n_tokens:int=16, # Visual prompt tokens of every block, V
+        n_tokens:int|None=None, # Visual prompt tokens of every block, V; as in `VPT` if None
         width:int=128, # Width of the projection
         shared:bool=True, # One learner for all tasks?
         position:str='end', # Where the class name stands: 'end', 'middle' or 'front'
@@ -364,7 +366,7 @@ def _build_text(self:MVLPT, names):
 @patch
 def _start(self:MVLPT, m:int)->dict:
     seed = self._seed(m)
-    self.form = UnifiedPrompts(self.text_tower.init_ctx(1, seed)[0], self.tower.init_prompts(self.n_tokens, seed=seed), self.width, seed=seed)
+    self.form = UnifiedPrompts(self.text_tower.init_ctx(1, seed)[0], self.tower.init_prompts(self._n_tokens(), seed=seed), self.width, seed=seed)
     return {k: v.detach() for k,v in self.form.named_parameters()}
 
 @patch
