@@ -317,16 +317,10 @@ def mini_groups(
 @lru_cache(maxsize=64)
 def _stream(setting, task, n, part, seed):
     "uint8 pictures `K·n 32 32 3` of one stream, class by class"
-    def rng(task:int, k:int, i:int)->np.random.Generator:
-        "Generator of picture `i` of class `k`"
-        return np.random.default_rng([part, SETTINGS.index(setting), task, k, i, seed])
-    if setting == 'domains':
-        name, pair = list(DOMAINS)[task], 8 + task//2
-        pictures = [domain_picture(name, c, rng(pair, k, i)) for k, c in enumerate(DOMAIN_CLASSES) for i in range(n)]
-    else:
-        family = list(FAMILIES)[task]
-        pictures = [family_picture(family, c, rng(task, k, i)) for k, c in enumerate(FAMILIES[family]) for i in range(n)]
-    out = np.stack(pictures)
+    if setting == 'domains': draw, kind, classes = domain_picture, list(DOMAINS)[task], DOMAIN_CLASSES
+    else: draw, (kind, classes) = family_picture, list(FAMILIES.items())[task]
+    rng = lambda k, i: np.random.default_rng([part, SETTINGS.index(setting), task, k, i, seed])
+    out = np.stack([draw(kind, c, rng(k, i)) for k, c in enumerate(classes) for i in range(n)])
     out.setflags(write=False)
     return out
 
