@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'COLORS', 'Report', 'read_report', 'listed', 'PaperTable', 'tasks_by_methods', 'methods_by_settings',
-           'differences', 'Source']
+           'differences', 'Source', 'run_missing', 'seeds_of']
 
-# %% ../../nbs/experiments/62_fractions.ipynb #bf87bb64
-import json
+# %% ../../nbs/experiments/62_fractions.ipynb #babbc783
+import json, time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -17,10 +17,10 @@ import torch
 from fastcore.basics import patch
 
 from ..clip import load_clip
-from ..data import BadData, FeatureStore, FrozenCLIP, encode_tasks, load_image_folder
-from ..hipro import Interval, Result
+from ..data import BadData, FeatureStore, FrozenCLIP, encode_tasks, load_image_folder, write_atomic
+from ..hipro import Interval, Result, run_facts
 from ..mini import MINI_TRAIN, SETTINGS, mini_clip, mini_tasks
-from ..train import TrainConfig
+from ..train import TrainConfig, first_difference
 from ..tree import TaskTree
 
 # %% ../../nbs/experiments/62_fractions.ipynb #888c7b36
@@ -213,3 +213,27 @@ def tasks(self:Source,
     if self.model is None: made = mini_tasks(self.data, shots=shots, seed=seed, n_test=n_test, n_val=n_val)
     else: made = load_image_folder(self.data, shots=shots, seed=seed, check=False, progress=False)
     return encode_tasks(clip, made, self._features, progress=False)
+
+# %% ../../nbs/experiments/62_fractions.ipynb #ef340868
+def run_missing(
+    path:str|Path, # JSON to write
+    settings:dict, # What all parts were run with
+    parts:dict, # A function without arguments by the name of the part
+)->dict: # What was written: `settings`, `facts` and `runs`
+    "Runs the parts that the file lacks; `BadData` if it was written with other settings"
+    path, settings = Path(path), json.loads(json.dumps(settings))
+    found = json.loads(path.read_text(encoding='utf8')) if path.exists() else dict(settings=settings, facts={}, runs={})
+    if diff := first_difference(found['settings'], settings): raise BadData(f'{path} was run with other settings: {diff}')
+    for name,part in parts.items():
+        if name in found['runs']: continue
+        began = time.perf_counter()
+        found['runs'][name] = json.loads(json.dumps(part() | dict(seconds=round(time.perf_counter() - began))))
+        found['facts'] = run_facts()
+        write_atomic(path, json.dumps(found, ensure_ascii=False, separators=(',', ':')))
+    return found
+
+def seeds_of(
+    found:dict, # What `run_missing` gave
+)->dict: # `{seed: run}`
+    "The runs of a JSON whose parts are seeds, `seed 3`"
+    return {int(name.split()[1]): r for name,r in found['runs'].items()}

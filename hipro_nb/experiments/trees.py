@@ -6,8 +6,8 @@
 __all__ = ['VARIANTS', 'FIRST', 'THINNED', 'SnapshotMeter', 'WatchedHiPro', 'variant_trees', 'new_groups', 'tree_results',
            'inner_groups', 'agreement', 'finds_pairs', 'unpacked', 'affinity_record', 'tree_seed', 'run_trees']
 
-# %% ../../nbs/experiments/68_trees.ipynb #13c23d89
-import copy, itertools, json, time
+# %% ../../nbs/experiments/68_trees.ipynb #a4ae1c95
+import copy, itertools, json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +18,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..affinity import AffinityMeter, pair_mean, task_products
-from ..data import BadData, write_atomic
+from ..data import BadData
 from ..fuse import fuse_weights
-from ..hipro import HiPro, Result, node_slots, run_facts
+from ..hipro import HiPro, node_slots
 from ..mini import mini_groups
 from ..train import train_prompts
 from ..tree import TaskTree, balanced_tree
-from .reports import Source
+from .reports import Source, run_missing
 
 # %% ../../nbs/experiments/68_trees.ipynb #779001c0
 class SnapshotMeter(AffinityMeter):
@@ -168,19 +168,19 @@ def affinity_record(
 def tree_seed(
     source:Source, # Tasks and model
     seed:int, # Of training images, prompts and batches
-    models:str|Path|None=None, # Folder that gets the trained HiPro
+    models:str|Path|None=None, # Folder that gets the trained HiPro, as `seedS/model.safetensors`
     shots:int=4, # Training images of a class
     n_test:int|None=None, # Test pictures of a class, embedded benchmark only
     **settings, # Further settings of HiPro
-)->dict: # `affinity`, `trees`, `accuracy` and `seconds` of one seed
+)->dict: # `affinity`, `trees`, `accuracy` and `tasks`
     "One training, all its trees"
-    began, clip = time.perf_counter(), source.open()
+    clip = source.open()
     tasks = source.tasks(clip, seed, shots, n_test)
     method = WatchedHiPro(clip, config=source.config(seed), **settings).fit(tasks, progress=False)
-    if models is not None: method.save(Path(models)/f'seed{seed}.safetensors')
+    if models is not None: method.save(Path(models)/f'seed{seed}'/'model.safetensors')
     trees = variant_trees(method.watched)
     accuracy = {n: list(r.accuracy[0]) for n,r in tree_results(method, trees, tasks).items()}
-    return dict(affinity=affinity_record(method.watched), trees={n: t.to_dict() for n,t in trees.items()}, accuracy=accuracy, tasks=list(method.tasks), seconds=time.perf_counter() - began)
+    return dict(affinity=affinity_record(method.watched), trees={n: t.to_dict() for n,t in trees.items()}, accuracy=accuracy, tasks=list(method.tasks))
 
 def run_trees(
     source:Source, # Tasks and model
@@ -190,11 +190,4 @@ def run_trees(
 )->dict: # What was written
     "All seeds; the file is written anew after each"
     shown = dict(source=source.shown(), **{k: v for k,v in settings.items() if k != 'models'})
-    found = json.loads(Path(path).read_text()) if Path(path).exists() else dict(settings=shown, facts={}, seeds={})
-    if found['settings'] != json.loads(json.dumps(shown)): raise BadData(f'{path} was run with other settings: {found["settings"]}')
-    for seed in seeds:
-        if str(seed) in found['seeds']: continue
-        found['seeds'][str(seed)] = tree_seed(source, seed, **settings)
-        found['facts'] = run_facts()
-        write_atomic(path, json.dumps(found).encode())
-    return found
+    return run_missing(path, shown, {f'seed {s}': lambda s=s: tree_seed(source, s, **settings) for s in seeds})
