@@ -114,7 +114,7 @@ class PaperTable:
         if odd or sum(n for _,n in self.bands) != len(self.head): raise ValueError(f'bands, head and rows must have the same columns: {len(self.head)} in the head')
 
     def __repr__(self):
-        grid = [self.head, *[[c + '*'*b for c,b in r] for r in self.rows]]
+        grid = [self.head, *[[c + '*'*bool(b) for c,b in r] for r in self.rows]]
         wide = [max(len(r[i]) for r in grid) for i in range(len(self.head))]
         lines = ['  '.join(c.ljust(w) for c,w in zip(r, wide)).rstrip() for r in grid]
         return '\n'.join([*lines, self.about.replace('best in bold', '* best')])
