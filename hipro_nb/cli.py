@@ -109,7 +109,7 @@ def open_model(
         raise BadData(f"--model {model} without --pretrained has random weights: expected a weights file, or a tag ({', '.join(tags[:6]) or 'open_clip knows none for it'})")
     return mini_clip().to(device) if model is None else load_clip(model, pretrained, device=device)
 
-# %% ../nbs/90_cli.ipynb #ebc6297e
+# %% ../nbs/90_cli.ipynb #9ac1d82b
 def _protocol(data:str, root:str|None, shots:int|None, fraction:float|None, train_list:str|None, download:bool=False)->str|None:
     "The protocol of a data set that is named; refuses what does not go together"
     if download and root is None: raise BadData(f'--download: expected the name of a data set and --root, the folder that it is to lie in; {data} comes without')
@@ -126,6 +126,8 @@ def _named(tasks:list, folder:Path)->list:
     check_class_names(tasks)
     return tasks
 
+
+# %% ../nbs/90_cli.ipynb #ebc6297e
 def open_tasks(
     data:str, # Folder of tasks, name of a data set, 'mini-domains' or 'mini-families'
     seed:int, # Seed of the drawn training images
@@ -186,11 +188,15 @@ class RunSettings:
         try: self.config(0)
         except ValueError as e: raise BadData(str(e)) from None
 
-    def config(self, seed:int)->TrainConfig: # Settings of one seed
-        "What training is given; one of its epochs passes over all views, so over each image that many times"
-        return TrainConfig(lr=self.lr, epochs=self.epochs//(self.views or 1), batch_size=self.batch_size, dtype=self.dtype, seed=seed)
 
 # %% ../nbs/90_cli.ipynb #fa59308f
+@patch
+def config(self:RunSettings,
+    seed:int, # Seed of prompts and batches
+)->TrainConfig: # Settings of one seed
+    "What training is given; one of its epochs passes over all views, so over each image that many times"
+    return TrainConfig(lr=self.lr, epochs=self.epochs//(self.views or 1), batch_size=self.batch_size, dtype=self.dtype, seed=seed)
+
 @patch
 def tasks(self:RunSettings,
     seed:int, # Seed of the drawn training images
