@@ -426,6 +426,8 @@ def _scan(path:Path)->dict:
     if not (found:=_folders(path)): raise BadData(f'no task folders in {path}: {_layouts}')
     if {'train', 'test'}<=found.keys()<={'train', 'val', 'test'}:
         raise BadData(f'{path} holds train and test itself: {_layouts}, so one folder more, named after the task')
+    if all(not _folders(p) and _images(p) for p in found.values()):
+        raise BadData(f'{path} holds class folders itself, as {min(found)!r}: {_layouts}, so one folder more, named after the task')
     check_names(list(found), 'task')
     return {t: _scan_task(p, f'task {_shown(t)}') for t,p in found.items()}
 
@@ -540,13 +542,16 @@ def load_image_folder(
 
 # %% ../nbs/00_data.ipynb #94e86a43
 def _describe(preprocess)->str:
-    "What `preprocess` does, in words and by example, without the addresses that `repr` shows."
+    "What `preprocess` does to two pictures, one small and upright, one large and broad: how it prints itself changes from one release of a library to the next."
     if preprocess is None: return 'none'
-    y, x = np.mgrid[0:61, 0:83]
-    probe = Image.fromarray(np.stack([3*x, 4*y, x*y%251], -1).astype(np.uint8))
-    seen = {hashlib.sha256(np.ascontiguousarray(preprocess(probe))).hexdigest() for _ in range(8)}
-    if len(seen)>1: raise BadData('preprocess gives different pixels for one picture: expected the preprocessing of the test, without random crops or flips')
-    return re.sub(r' at 0x[0-9a-fA-F]+', '', repr(preprocess)) + seen.pop()
+    hashes = []
+    for h, w, times in ((83, 61, 8), (509, 733, 1)):
+        y, x = np.mgrid[0:h, 0:w]
+        probe = Image.fromarray(np.stack([3*x%256, 4*y%256, x*y%251], -1).astype(np.uint8))
+        seen = {hashlib.sha256(np.ascontiguousarray(preprocess(probe))).hexdigest() for _ in range(times)}
+        if len(seen)>1: raise BadData('preprocess gives different pixels for one picture: expected the preprocessing of the test, without random crops or flips')
+        hashes.append(seen.pop())
+    return ' '.join(hashes)
 
 # %% ../nbs/00_data.ipynb #757e8398
 class FrozenCLIP(nn.Module):
@@ -739,23 +744,45 @@ def _decode(clip:FrozenCLIP, item:tuple)->tuple:
     if now!=key: raise BadData(f'image {i}, {image}, changed while it was being read: expected files at rest')
     return key, clip.pixels(im)
 
+def _encode_part(clip:FrozenCLIP, part:Sequence)->tuple:
+    "Hashes and features of some images, one thread doing all of it."
+    keys, pixels = zip(*(_decode(clip, o) for o in part))
+    with torch.no_grad(): return list(keys), clip.encode_image(torch.stack(pixels)).cpu()
+
+
 # %% ../nbs/00_data.ipynb #66871b68
+def _crew(clip:FrozenCLIP)->ThreadPoolExecutor:
+    "Threads for the work: on a CPU as many as PyTorch may use, each with one of its own; on a GPU some that decode."
+    return ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) if clip.device.type=='cpu' else ThreadPoolExecutor(_threads())
+
+def _worked(clip:FrozenCLIP, todo:list, batch_size:int, pool:ThreadPoolExecutor, few:int=4)->Iterator:
+    "Hashes and features of the images in `todo`, in order, some at a time."
+    if clip.device.type=='cpu':
+        few = min(few, batch_size)
+        yield from _in_order(pool, partial(_encode_part, clip), (todo[i:i+few] for i in range(0, len(todo), few)), 4*torch.get_num_threads())
+        return
+    ready = _in_order(pool, partial(_decode, clip), todo, 2*batch_size)
+    while batch:=[o for _,o in zip(range(batch_size), ready)]:
+        with torch.no_grad(): yield [k for k,_ in batch], clip.encode_image(torch.stack([p for _,p in batch])).cpu()
+
+
+# %% ../nbs/00_data.ipynb #c3be45fb
 @patch
 def _encode(self:FeatureStore, clip:FrozenCLIP, todo:list, batch_size:int, bar)->None:
     "Encode the images in `todo`, keeping what is done whatever happens."
-    pool, keys, rows, since = ThreadPoolExecutor(_threads()), [], [], time.monotonic()
-    ready = _in_order(pool, partial(_decode, clip), todo, 2*batch_size)
+    threads, pool, keys, rows, since = torch.get_num_threads(), _crew(clip), [], [], time.monotonic()
     try:
-        while batch:=[o for _,o in zip(range(batch_size), ready)]:
-            with torch.no_grad(): x = clip.encode_image(torch.stack([p for _,p in batch])).cpu()
+        for own,x in _worked(clip, todo, batch_size, pool):
             if not x.isfinite().all(): raise BadData(f'{clip.name} gives features that are not finite: expected finite numbers; check its weights')
-            keys += [k for k,_ in batch]; rows.append(x); bar.update(len(batch))
+            keys += own; rows.append(x); bar.update(len(own))
             if len(keys)>=self.shard_size or time.monotonic()-since>30:
                 done, keys, rows, since = (keys, rows), [], [], time.monotonic()
                 self._flush(clip, *done)
     finally:
         pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
         self._flush(clip, keys, rows)
+
 
 # %% ../nbs/00_data.ipynb #28979c6c
 def _hash_or_none(image)->bytes|None:

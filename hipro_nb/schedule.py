@@ -531,4 +531,4 @@ def _restore(self:JSCPT, tensors:dict, meta:dict)->None:
         self.mask.load_state_dict({k.removeprefix('mask.'): v for k, v in theta.items() if k.startswith('mask.')})
 
 # %% ../nbs/12_schedule.ipynb #0fca8ec1
-JSCPT_MINI = dict(n_ctx=4, n_visual=1, position='end', upper_lr=.04, config=TrainConfig(lr=.01, epochs=50, batch_size=96))
+JSCPT_MINI = dict(n_ctx=4, n_visual=1, position='end', upper_lr=.04, config=TrainConfig(lr=.003, epochs=50, batch_size=96))

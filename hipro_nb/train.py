@@ -49,15 +49,16 @@ class TrainConfig:
     def __post_init__(self):
         for name, low in dict(lr=0, epochs=1, batch_size=1, momentum=0, weight_decay=0, warmup_epochs=0, warmup_lr=0, seed=0, checkpoint_every=1).items():
             if not (value := getattr(self, name)) >= low or value == math.inf: raise ValueError(f"{name} is {value}; expected a finite number, {low} or more")
-        if self.dtype is not None and not isinstance(getattr(torch, self.dtype, None), torch.dtype): raise ValueError(f"dtype is {self.dtype!r}; expected the name of a torch dtype, such as 'bfloat16'")
+        kind = None if self.dtype is None else getattr(torch, self.dtype, None)
+        if self.dtype is not None and not (isinstance(kind, torch.dtype) and kind.is_floating_point): raise ValueError(f"dtype is {self.dtype!r}; expected the name of a floating-point torch dtype, such as 'bfloat16'")
 
 # %% ../nbs/06_train.ipynb #52a449c7
 def lr_at(
     config:TrainConfig, # Settings of the run
     epoch:int, # Epoch, from 0
 )->float: # Learning rate of that epoch's steps
-    "Constant in the warm-up, then a cosine from `config.lr`, as CoOp's"
-    e = epoch - config.warmup_epochs
+    "Constant in the warm-up, then a cosine from `config.lr`, as CoOp's; the last epoch is never warm-up"
+    e = epoch - min(config.warmup_epochs, config.epochs - 1)
     if e < 0: return config.warmup_lr
     return config.lr * (1 + math.cos(math.pi * e / config.epochs)) / 2
 
@@ -649,6 +650,7 @@ def affinity_overhead(
     every:int=5, # Steps from one snapshot to the next
     config:TrainConfig=TrainConfig(), # Settings
     rounds:int=5, # Timings of each kind, after one to warm up
+    clock:Callable=time.perf_counter, # Seconds; on a busy CPU, `time.process_time` and one thread
 )->dict: # Seconds of both kinds of step; extra steps per step, measured and counted
     "Time plain steps and snapshots in turn, in one process, and compare their medians"
     trainer = PromptTrainer(tower, tasks, [range(len(tasks))] * n_prompts, config, meter=AffinityMeter(len(tasks), every))
@@ -656,9 +658,9 @@ def affinity_overhead(
     seconds = dict(gradients=[], snapshot=[])
     for r in range(rounds + 1):
         for name, times in seconds.items():
-            began = time.perf_counter()
+            began = clock()
             float(getattr(trainer, name)(task, image)[1].sum())
-            if r: times.append(time.perf_counter() - began)
+            if r: times.append(clock() - began)
     plain, snap = map(np.median, seconds.values())
     here = [k.tolist() for i, k in enumerate(trainer.ids) if (task == i).any()]
     return dict(tasks=len(tasks), route=trainer.route(torch.bincount(task, minlength=len(tasks)) > 0), step_s=float(plain), snapshot_s=float(snap),

@@ -1,37 +1,43 @@
 "The commands, as a user starts them: on folders of tiny pictures, in processes of their own where that matters."
 import importlib
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from importlib.metadata import entry_points
 
 import pytest
 import torch
-from tiny import coloured, image_folder, save_clip
+from forked import Forked
+from tiny import image_folder, save_clip
 
 from hipro_nb.baselines import METHODS
-from hipro_nb.cli import hipro_bench, hipro_demo, hipro_fit, hipro_predict, load_run, read_results
+from hipro_nb.cli import SIZES, hipro_bench, hipro_fit, hipro_predict, load_run, read_results
 from hipro_nb.compare import hipro_compare, read_table
 from hipro_nb.data import load_tensors
 from hipro_nb.hipro import Method
 
+pytestmark = pytest.mark.xdist_group("cli")  # the process that makes the runs looks at them
+COMMANDS = dict(hipro_demo="cli", hipro_fit="cli", hipro_predict="cli", hipro_bench="cli", hipro_compare="compare")
+
 
 def command(name, *argv, **kw):
     "A command in a process of its own."
-    code = f"import sys; from hipro_nb.cli import {name}; sys.exit({name}())"
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **kw)
+    return Forked(f"hipro_nb.{COMMANDS[name]}:{name}", [str(a) for a in argv], **kw)
 
 
 def finished(p, status=0):
-    out, err = p.communicate(timeout=300)
-    assert p.returncode == status, (p.returncode, out, err)
+    found, out, err = p.wait()
+    assert found == status, (found, out, err)
     assert "Traceback" not in err, err
     return out, err
+
+
+def wait_for(p, home, pattern):
+    "Until the process has written such a file, or has ended."
+    for _ in range(2400):
+        if list(home.glob(pattern)) or not p.is_running(): return
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +102,7 @@ def test_an_existing_run_is_refused(run, home, capfd):
 def test_resume_keeps_finished_seeds_and_refuses_other_settings(run, home, capfd):
     kept = (run / "seed1" / "model.safetensors").read_bytes()
     assert hipro_fit(words(home, seeds=2) + ["--resume"]) == 0
-    assert capfd.readouterr().out.startswith("seed 1: finished before\nseed 2: finished before\n")
+    assert "\nseed 1: finished before\nseed 2: finished before\n" in capfd.readouterr().out
     assert kept == (run / "seed1" / "model.safetensors").read_bytes()
     assert hipro_fit(words(home, lr=0.5) + ["--resume"]) == 2
     assert "settings.lr was 0.001, is 0.5" in capfd.readouterr().err
@@ -104,15 +110,40 @@ def test_resume_keeps_finished_seeds_and_refuses_other_settings(run, home, capfd
     assert "settings.shots was 2, is 1" in capfd.readouterr().err
 
 
+def test_resume_with_other_seeds_adds_them(home, capfd):
+    argv = dict(name="grown", method="coop_mtl", epochs=2)
+    assert hipro_fit(words(home, seeds="1-1", **argv)) == 0
+    assert hipro_fit(words(home, seeds="2-2", **argv) + ["--resume"]) == 0
+    assert [r.seeds for r in read_results(home / "runs" / "grown" / "results.json")] == [(1, 2)] * 2
+    assert capfd.readouterr().out.startswith("3 tasks, 3 classes, 18 images to learn from, ")
+
+
+def test_runs_stay_out_of_the_data(home, capfd, monkeypatch):
+    monkeypatch.chdir(home / "data")
+    assert hipro_fit([".", "--model", str(home / "model"), "--shots", "1"]) == 2
+    assert "--out runs lies inside .," in capfd.readouterr().err and not (home / "data" / "runs").exists()
+
+
+def test_predict_says_what_is_no_image(run, home, capfd):
+    assert hipro_predict([str(run), str(home / "none.png")]) == 2
+    assert "none.png: no such file; expected an image" in capfd.readouterr().err
+    assert hipro_predict([str(run), str(home / "data")]) == 2
+    assert "data: a folder; expected an image" in capfd.readouterr().err
+
+
+def test_embedded_data_bring_their_settings():
+    from hipro_nb.cli import usual_training
+    from hipro_nb.mini import MINI_TRAIN
+
+    assert usual_training("mini-families", lr=None) == MINI_TRAIN and usual_training("photos", lr=0.5, epochs=None) == dict(lr=0.5, epochs=100, batch_size=20)
+
+
 def test_a_killed_run_resumes_to_identical_results(home):
     "Ctrl-C in the middle of a process's training: exit 130, a word on how to go on, and the same bits in the end."
     slow = dict(seeds="5-5", epochs=240, name="killed", method="shr_ind")
     p = command("hipro_fit", *words(home, **slow))
     part = home / "runs" / "killed" / "seed5" / "checkpoint" / "nodes.safetensors"
-    for _ in range(1200):
-        if part.exists() or p.poll() is not None:
-            break
-        time.sleep(0.05)
+    wait_for(p, home, "runs/killed/seed5/checkpoint/nodes.safetensors")
     p.send_signal(signal.SIGINT)
     out, err = finished(p, 130)
     assert "interrupted" in err and "--resume" in err
@@ -166,7 +197,14 @@ def test_predict_when_the_model_moved(run, home, tmp_path):
     assert hipro_predict([str(run), image, "--model", str(tmp_path / "model")]) == 0
 
 
-@pytest.mark.parametrize("method,names", [("zero_shot", ["zero-shot"]), ("coop", ["zero-shot", "CoOp"]), ("coop_mtl", ["zero-shot", "CoOp-MTL"]), ("shr_ind", ["zero-shot", "Shr+Ind"])])
+@pytest.fixture(scope="session")
+def coop(home):
+    "CoOp trained alone."
+    assert hipro_fit(words(home, name="coop", method="coop", seeds=1)) == 0
+    return home / "runs" / "coop"
+
+
+@pytest.mark.parametrize("method,names", [("zero_shot", ["zero-shot"]), ("coop_mtl", ["zero-shot", "CoOp-MTL"]), ("shr_ind", ["zero-shot", "Shr+Ind"])])
 def test_other_methods(home, method, names, capfd):
     assert hipro_fit(words(home, name=method, method=method, seeds=1)) == 0
     assert [r.method for r in read_results(home / "runs" / method / "results.json")] == names
@@ -174,15 +212,14 @@ def test_other_methods(home, method, names, capfd):
     assert hipro_predict([str(home / "runs" / method), image, "--task", "photo"]) == 0
 
 
-def test_the_whole_table_holds_what_the_methods_give_alone(run, home):
+def test_the_whole_table_holds_what_the_methods_give_alone(run, coop):
     "CoOp out of HiPro's run is CoOp trained alone."
-    both = [{r.method: r for r in read_results(home / "runs" / n / "results.json")} for n in ("run", "coop")]
-    if not (home / "runs" / "coop").exists():
-        pytest.skip("needs test_other_methods before it")
-    a, b = Method.load(run / "seed1" / "model.safetensors", load_run(run).clip).select("leaf"), Method.load(home / "runs" / "coop" / "seed1" / "model.safetensors")
+    whole, alone = ({r.method: r for r in read_results(d / "results.json")} for d in (run, coop))
+    assert list(alone) == ["zero-shot", "CoOp"]
+    a, b = Method.load(run / "seed1" / "model.safetensors", load_run(run).clip).select("leaf"), Method.load(coop / "seed1" / "model.safetensors")
     for t in a.tasks:
         torch.testing.assert_close(a.weights(t), b.weights(t), rtol=1e-3, atol=1e-4)
-    assert both[0]["zero-shot"].accuracy[0] == both[1]["zero-shot"].accuracy[0]
+    assert whole["zero-shot"].accuracy[0] == alone["zero-shot"].accuracy[0]
 
 
 def test_one_task_says_that_it_is_coop(home, tmp_path, capfd):
@@ -212,22 +249,14 @@ def test_train_list_and_fraction(home, tmp_path, capfd):
     assert record["tasks"][0]["images"] == dict(train=6, test=9)
 
 
-def test_demo(tmp_path, capfd):
-    assert hipro_demo(["--out", str(tmp_path), "--seeds", "1", "--epochs", "1"]) == 0
-    out = capfd.readouterr().out
-    for part in ("zero-shot", "CoOp", "CoOp-MTL", "Shr+Ind", "HiPro", "average"):
-        assert part in out
-    assert {"affinity.png", "tree.svg", "results.md", "results.json"} <= {p.name for p in (tmp_path / "demo").iterdir()}
-
-
-def test_bench(tmp_path, capfd):
-    assert hipro_bench(["--quick", "--rounds", "1", "--out", str(tmp_path)]) == 0
-    found = json.loads((tmp_path / "bench.json").read_text())
-    assert found["tower"]["classes"] == 65 and found["tower"]["times"]["float32"] > 1
-    assert [a["tasks"] for a in found["affinity"]] == [4, 20] and found["facts"]["versions"]["torch"]
-
-
-COMMANDS = dict(hipro_demo="cli", hipro_fit="cli", hipro_predict="cli", hipro_bench="cli", hipro_compare="compare")
+def test_bench(tmp_path, capfd, monkeypatch):
+    monkeypatch.setitem(SIZES, "small", [])
+    assert hipro_bench(["--quick", "--rounds", "1", "--parts", "tower,affinity,memory", "--out", str(tmp_path)]) == 0
+    found, out = json.loads((tmp_path / "bench.json").read_text()), capfd.readouterr().out
+    assert found["tower"]["found"]["classes"] == 65 and found["tower"]["found"]["ways"]["float32"]["ratio"] > 1
+    assert [a["tasks"] for a in found["affinity"]["found"]] == [4, 20] and found["affinity"]["facts"]["versions"]["torch"]
+    assert [(r["classes"], r["nodes"], r["dtype"]) for r in found["memory"]["found"]] == [(65, 1, None)] and found["memory"]["found"][0]["peak_mib"] > 1
+    assert f"peak {found['memory']['found'][0]['peak_mib']:.0f} MiB" in out and "emulates it" in out or found["tower"]["found"]["bf16_is_faster"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -302,11 +331,10 @@ def test_compare_keeps_what_is_finished(comparison, capfd):
 def test_compare_in_a_process_that_is_killed(home, capfd):
     "SIGKILL in the middle of HiPro's training: the same command goes on from the checkpoint, to the classifiers of an undisturbed run."
     argv = words(home, seeds=1, epochs=240, name=None, out=home / "stopped") + ["--methods", "zero_shot,shr_ind", "--jobs", "0"]
-    p = subprocess.Popen([sys.executable, "-c", "from hipro_nb.compare import hipro_compare; hipro_compare()", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    for _ in range(2400):
-        if list((home / "stopped").glob("data-*/shr_ind/seed1/checkpoint/nodes.safetensors")) or p.poll() is not None: break
-        time.sleep(0.05)
-    p.kill(); p.communicate()
+    p = command("hipro_compare", *argv)
+    wait_for(p, home, "stopped/data-*/shr_ind/seed1/checkpoint/nodes.safetensors")
+    p.send_signal(signal.SIGKILL)
+    assert p.wait()[0] == -signal.SIGKILL
     assert list((home / "stopped").glob("data-*/zero_shot/seed1/results.json")) and not list((home / "stopped").glob("data-*/shr_ind/seed1/results.json"))
     assert hipro_compare(argv) == 0
     assert "≥" in capfd.readouterr().out
@@ -320,8 +348,8 @@ def test_compare_leaves_out_what_cannot_run(home, tmp_path, capfd, monkeypatch):
     class Needy(Method):
         requires = ("no_such_package",)
 
-    monkeypatch.setitem(METHODS, "needy", Needy)
-    for n in [n for n in METHODS if n not in ("zero_shot", "hipro", "needy")]: monkeypatch.delitem(METHODS, n)
+    few = dict(zero_shot=METHODS["zero_shot"], hipro=METHODS["hipro"], needy=Needy)
+    for module in ("cli", "compare"): monkeypatch.setattr(f"hipro_nb.{module}.METHODS", few)
     argv = words(home, seeds=1, name=None, out=tmp_path / "runs")
     assert hipro_compare([*argv, "--methods", "needy"]) == 2
     assert "needy cannot be run: it needs the package no_such_package" in capfd.readouterr().err and not (tmp_path / "runs").exists()

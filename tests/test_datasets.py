@@ -10,21 +10,24 @@ import sys
 import tarfile
 import threading
 import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from project import ROOT, run
+from project import ROOT, copy_project, run
+from tiny import image_folder
 
 from hipro_nb import datasets as ds
-from hipro_nb.data import BadData
+from hipro_nb.cli import run_command, run_fit
+from hipro_nb.data import BadData, FeatureStore, open_image
 from hipro_nb.datasets import sources
-from hipro_nb.datasets.domains import office_home_lists
+from hipro_nb.datasets.domains import office_home_lists, scan_domains
 from hipro_nb.datasets.fetch import RemoteFile, fetch_all, file_md5
 from hipro_nb.datasets.wrapped import cifar100_groups, scan_cifar100
 
@@ -175,10 +178,11 @@ def test_domainnet(tmp):
 
 def test_minidomainnet(tmp):
     domain_lists(tmp / "domainnet", ["clipart", "painting", "real", "sketch"], "splits_mini", [f"class_{i:03}" for i in range(126)], n=4)
-    tasks = ds.load_tasks("minidomainnet", tmp, "1shot")
+    refused("its tasks have 2,016 images together, expected 140,006", ds.load_tasks, "minidomainnet", tmp, "1shot")
+    tasks = ds.load_tasks("minidomainnet", tmp, "1shot", counts=False)
     assert [(t.name, t.n_classes, len(t.train), len(t.test)) for t in tasks] == [(d, 126, 126, 126) for d in ("clipart", "painting", "real", "sketch")]
     (tmp / "domainnet/splits_mini/real_train.txt").unlink()
-    refused("real_train.txt", ds.load_tasks, "minidomainnet", tmp, "1shot")
+    refused("real_train.txt", ds.load_tasks, "minidomainnet", tmp, "1shot", counts=False)
 
 
 @pytest.mark.parametrize("q,per_class", [("4%", 1), ("8%", 2)])
@@ -214,6 +218,8 @@ def test_cifar100_folders():
     if not folder.is_dir(): pytest.skip("no shared data")
     tasks = ds.load_tasks("cifar100", folder, "4%", counts={g: dict(train=100, test=50) for g in cifar100_groups})
     assert len(tasks) == 20 and {p.parent.name for t in tasks for p in t.test.images} == set(FINE)
+    refused("CIFAR-100: task 'aquatic mammals' has 100 images in train, expected 2,500", ds.load_tasks, "cifar100", folder, "4%")
+    assert {len(t.test) for t in ds.load_tasks("cifar100", folder, "4%", counts=False)} == {50}
 
 
 def test_ten(tmp):
@@ -244,7 +250,7 @@ def test_each_of_the_ten(tmp, name):
 def test_published_counts():
     "The numbers of the papers, typed here a second time."
     n = {name: sources.find_dataset(name).n_images for name in ds.list_datasets()}
-    assert n["office_home"] == 15588 and n["domainnet"] == 586575 and n["office_caltech10"] == 2533 and n["pacs"] == 9991 and n["cifar100"] == 60000
+    assert n["office_home"] == 15588 and n["domainnet"] == 586575 and n["minidomainnet"] == 140006 and n["office_caltech10"] == 2533 and n["pacs"] == 9991 and n["cifar100"] == 60000
     assert sum(d.n_classes for d in ds.the_ten.values()) == 1191
     assert {k: n[k] for k in ds.the_ten} == dict(caltech101=8242, oxford_pets=7349, stanford_cars=16185, oxford_flowers=8189, food101=101000, fgvc_aircraft=10000, sun397=39700,
                                                  dtd=5640, eurosat=27000, ucf101=13320)
@@ -253,7 +259,8 @@ def test_published_counts():
 def test_office_caltech10():
     folder = SHARED / "office_caltech10"
     if not folder.is_dir(): pytest.skip("no shared data")
-    tasks = ds.load_tasks("office_caltech10", folder, "4shot", check_images=True, progress=False)
+    tasks = ds.load_tasks("office_caltech10", SHARED, "4shot", check_images=True, progress=False)
+    assert {t.name: len(t.train) + len(t.test) for t in tasks} == dict(amazon=958, caltech=1123, dslr=157, webcam=295)
     assert [len(t.train) for t in tasks] == [40] * 4 and sum(len(t.train) + len(t.test) for t in tasks) == 2533
 
 
@@ -290,11 +297,92 @@ def test_own_names(tmp):
 def test_datasets_library(tmp):
     "With the real library, where it is installed; it is optional."
     hf = pytest.importorskip("datasets")
-    features = hf.Features(image=hf.Image(), label=hf.ClassLabel(names=["mug", "bed"]))
-    rows = dict(image=[Image.new("RGB", (4, 4), (40 * i, 0, 0)) for i in range(6)], label=[0, 1] * 3)
-    hf.DatasetDict(train=hf.Dataset.from_dict(rows, features=features), test=hf.Dataset.from_dict(rows, features=features)).save_to_disk(tmp / "saved")
-    [task] = ds.load_tasks("huggingface", tmp / "saved", "1shot")
-    assert (len(task.train), len(task.test), task.classnames) == (2, 6, ("mug", "bed"))
+    names = hf.ClassLabel(names=["mug", "bed"])
+    rows = dict(img=[Image.new("RGB", (4, 4), (40 * i, 0, 0)) for i in range(6)], fine_label=[0, 1] * 3)
+    made = hf.Dataset.from_dict(rows, features=hf.Features(img=hf.Image(), fine_label=names))
+    hf.DatasetDict(train=made, validation=made, test=made).save_to_disk(tmp / "saved")
+    [task] = ds.load_tasks("huggingface", tmp / "saved", "1shot", check_images=True, progress=False)
+    assert (task.name, len(task.train), len(task.val), len(task.test), task.classnames) == ("saved", 2, 2, 6, ("mug", "bed"))
+    assert all(isinstance(x, BytesIO) for x in task.test.images), "pictures stay encoded until they are needed"
+    assert [open_image(x).getpixel((0, 0))[0] for x in task.test.images] == [0, 40, 80, 120, 160, 200]
+    made.save_to_disk(tmp / "one")
+    assert len(ds.load_tasks("huggingface", tmp / "one", "1shot")[0].test) == 4
+    made.add_column("coarse_label", [0] * 6, feature=names).save_to_disk(tmp / "two")
+    refused("2 columns of kind ClassLabel, so one has to be named", ds.load_tasks, "huggingface", tmp / "two", "1shot")
+    assert len(ds.from_hugging_face("two", dict(train=hf.load_from_disk(tmp / "two")), label="fine_label").parts["all"]) == 6
+    hf.DatasetDict(test=made).save_to_disk(tmp / "no_train")
+    refused("has the parts test: expected train", ds.load_tasks, "huggingface", tmp / "no_train", "1shot")
+    for wrong in ("none", "saved/train/state.json", ""): refused("expected a folder written by save_to_disk", ds.load_tasks, "huggingface", tmp / wrong, "1shot")
+
+
+def test_datasets_library_is_an_extra(tmp, monkeypatch):
+    "`pip install '.[hf]'` brings it, and who asks for such a set without it is told so."
+    status, out = run(sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp, cwd=copy_project(tmp / "copy"))
+    assert status == 0, out
+    assert "[hf]\ndatasets" in (tmp / "hipro_nb.egg-info/requires.txt").read_text()
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    refused("pip install '.[hf]'", ds.load_tasks, "huggingface", tmp, "1shot")
+
+
+# ------------------------------------------------------------------ from the command line
+
+
+def hipro_fit(*argv):
+    "Exit status, and what is said on the standard error stream."
+    out, err = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err): status = run_command(run_fit, [str(a) for a in argv])
+    return status, err.getvalue()
+
+
+@pytest.fixture
+def squares(tmp, monkeypatch):
+    "A registered data set that a server of this machine has as an archive."
+    made = image_folder(tmp / "made", tasks=("art", "photo"), classes=("apple", "plum"), n=4)
+    www = tmp / "www"
+    www.mkdir()
+    with tarfile.open(www / "squares.tar", "w") as t: t.add(made, "squares")
+    remote = RemoteFile(f"{serve(monkeypatch, www)}/squares.tar", "squares.tar", file_md5(www / "squares.tar"), unpack="", gives="squares")
+    scan = partial(scan_domains, tasks=["art", "photo"], classes=["apple", "plum"], inner=["squares"])
+    monkeypatch.setitem(sources._registry, "squares", ds.DataSet("squares", "Squares", scan, "2shot", counts=dict(art=8, photo=8), source="a server", files=(remote,)))
+    return tmp
+
+
+def test_download_option(squares):
+    argv = ["squares", "--root", squares / "data", "--method", "zero_shot", "--seeds", "1", "--out", squares / "runs"]
+    status, err = hipro_fit(*argv)
+    assert status == 2 and "no folder" in err and "download=True" in err and not (squares / "data").exists()
+    assert hipro_fit(*argv, "--download")[0] == 0
+    assert sorted(p.name for p in (squares / "data").iterdir()) == [".squares.tar.unpacked", "squares", "squares.tar"]
+    record = json.loads(next((squares / "runs").glob("*/run.json")).read_text())
+    assert {t["name"]: t["images"] for t in record["tasks"]} == {"art": dict(train=4, test=4), "photo": dict(train=4, test=4)}
+    status, err = hipro_fit(squares / "made", "--download", "--shots", "1", "--out", squares / "other")
+    assert status == 2 and "--download: expected the name of a data set and --root" in err
+
+
+def test_views_option(squares):
+    def fit(name, *more):
+        argv = [squares / "made", "--shots", "2", "--method", "coop", "--seeds", "1", "--epochs", "4", "--n-ctx", "2", "--lr", "0.1", "--out", squares / "runs", "--name", name]
+        return hipro_fit(*argv, *more)
+
+    def prompts(name): return (squares / f"runs/{name}/seed1/model.safetensors").read_bytes()
+    for name, views in dict(plain=[], one=["--views", 1], two=["--views", 2], again=["--views", 2, "--store", squares / "fresh"]).items(): assert fit(name, *views)[0] == 0
+    assert prompts("plain") == prompts("one") and prompts("two") == prompts("again") != prompts("plain")
+    held = FeatureStore(squares / "fresh").towers()
+    assert sorted(t["images"] for t in held) == [8, 8, 16], "two views of 8 training images, and every image as it is"
+    status, err = fit("two", "--views", 4, "--resume")
+    assert status == 2 and "settings.views was 2, is 4" in err
+    for views, why in ((3, "expected 1 for plain images, or a number that divides the epochs"), (0, "views 0 with 4 epochs")):
+        status, err = fit("wrong", "--views", views)
+        assert status == 2 and why in err and not (squares / "runs/wrong").exists()
+    assert "learns inside the image tower" in fit("vpt", "--views", 2, "--method", "vpt")[1]
+    assert "views of one image would be on both sides" in fit("probe", "--views", 2, "--method", "linear_probe")[1]
+
+
+def test_embedded_model_on_a_folder_is_said(squares):
+    status, err = hipro_fit(squares / "made", "--shots", "1", "--method", "zero_shot", "--seeds", "1", "--out", squares / "runs")
+    assert status == 0 and "no --model: the embedded model is used" in err
+    status, err = hipro_fit(squares / "made/art", "--shots", "1", "--out", squares / "runs")
+    assert status == 2 and "one folder more, named after the task" in err
 
 
 # ------------------------------------------------------------------ bad input: a clear error each, nothing half-written
@@ -375,13 +463,15 @@ def archive(path, members):
         for name, data in members.items():
             info = tarfile.TarInfo(name)
             if isinstance(data, str): info.type, info.linkname = tarfile.SYMTYPE, data
+            elif isinstance(data, tuple): info.linkname, info.type = data
             else: info.size = len(data)
             t.addfile(info, BytesIO(data) if isinstance(data, bytes) else None)
     return path
 
 
 @pytest.mark.parametrize("members,why", [({"art/1.png": b"x", "../evil": b"x"}, "leaves the folder"), ({"/abs/evil": b"x"}, "leaves the folder"),
-                                         ({"art/link": "/etc"}, "leaves the folder"), ({"art/link": "../../.."}, "leaves the folder")])
+                                         ({"art/link": "/etc"}, "leaves the folder"), ({"art/link": "../../.."}, "leaves the folder"),
+                                         ({"art/1.png": b"x", "art/hard": ("/etc/passwd", tarfile.LNKTYPE)}, "leaves the folder"), ({"art/null": ("", tarfile.CHRTYPE)}, "leaves the folder")])
 def test_archives(tmp, monkeypatch, members, why):
     served = serve(monkeypatch, archive(tmp / "evil.tar", members).parent)
     remote = RemoteFile(f"{served}/evil.tar", "evil.tar", file_md5(tmp / "evil.tar"), unpack="")

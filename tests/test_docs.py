@@ -2,12 +2,12 @@
 leads somewhere, every figure has label, caption and alternative text."""
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from project import CFG, NBS, ROOT, cells, copy_project, is_exported, name, notebooks, number, run, text
+from forked import Forked
+from project import CFG, NBS, ROOT, cells, copy_project, is_exported, name, notebooks, number, text
 
 pytestmark = pytest.mark.xdist_group("docs")
 every = pytest.mark.parametrize("nb", notebooks(), ids=name)
@@ -18,7 +18,7 @@ BASE = f"{CFG['doc_host']}{CFG['doc_baseurl']}/"
 def site(tmp_path_factory):
     "A copy of the project after nbdev's part of `nbdev_docs`."
     top = copy_project(tmp_path_factory.mktemp("docs") / "project")
-    status, out = run(sys.executable, top / "tests/build_docs.py", cwd=top, PYTHONPATH=top)
+    status, out, _ = Forked("runpy:run_path", str(top / "tests/build_docs.py"), run_name="__main__", cwd=top, sys_path=[top], both=True).wait(900)
     assert status == 0, out[-8000:]
     return top
 

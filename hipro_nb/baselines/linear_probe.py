@@ -88,7 +88,7 @@ def probe_task(
 )->tuple[Float[Tensor,'K d'],Float[Tensor,'K'],float,dict]: # Weights, intercepts, the C chosen, validation accuracy by C
     "The linear probe of a task"
     stay, out = hold_out(task.train.y, share, seed)
-    fit_on, check = (task.train, task.val) if task.val is not None else (task.train.subset(stay), task.train.subset(out))
+    fit_on, check = (task.train, task.val) if task.val is not None and len(task.val) else (task.train.subset(stay), task.train.subset(out))
     tried = {}
     if C is None and not len(check): C = 1.
     if C is None:
@@ -132,7 +132,7 @@ def from_settings(cls,
 @patch
 def _fit(self:LinearProbe, tasks, checkpoint, progress):
     file = checkpoint and Path(checkpoint)/'probe.safetensors'
-    identity = run_identity(tasks, self.config, method='LinearProbe', model=self.made_with, C=self.C, share=self.share, val=[t.val and len(t.val) for t in tasks])
+    identity = run_identity(tasks, self.config, method='LinearProbe', model=self.made_with, C=self.C, share=self.share, val=[None if t.val is None else len(t.val) for t in tasks])
     done, at = load_run(file, identity) if file and file.exists() else ({}, 0)
     for i in tqdm(range(at, len(tasks)), initial=at, total=len(tasks), desc='linear probe', unit='task', leave=False, disable=None if progress else True):
         w, b, C, _ = probe_task(tasks[i], self.C, self.share, self.config.seed)

@@ -126,7 +126,7 @@ domainnet = DataSet('domainnet', 'DomainNet', partial(scan_lists, tasks=_six, sp
     layout='{clipart,infograph,painting,quickdraw,real,sketch}/<class>/*.jpg, splits/<domain>_{train,test}.txt', source=_m3sda, terms='fair use notice of its authors; research', files=_domainnet_files)
 
 minidomainnet = DataSet('minidomainnet', 'miniDomainNet', partial(scan_lists, tasks=['clipart', 'painting', 'real', 'sketch'], splits=('splits_mini',)), protocol='16shot', protocols='k-shot',
-    n_classes=126, layout='DomainNet with splits_mini/<domain>_{train,test}.txt', source='https://github.com/KaiyangZhou/Dassl.pytorch, DATASETS.md (lists); ' + _m3sda, terms="DomainNet's")
+    n_classes=126, total=140006, layout='DomainNet with splits_mini/<domain>_{train,test}.txt', source='https://github.com/KaiyangZhou/Dassl.pytorch, DATASETS.md (lists); ' + _m3sda, terms="DomainNet's")
 
 # %% ../../nbs/datasets/42_domains.ipynb #771a9d2e
 def scan_folder(

@@ -52,6 +52,15 @@ def _receive(url:str, part:Path, progress:bool, timeout:float)->None:
             while piece:=r.read(1<<16): f.write(piece); bar.update(len(piece))
         if left and f.tell()<int(left)+start: raise OSError('the connection closed early')
 
+# %% ../../nbs/datasets/41_fetch.ipynb #5b7919b2
+class _Complete(Exception): "The server has nothing beyond the part."
+
+def _attempt(url:str, part:Path, progress:bool, timeout:float)->None:
+    try: _receive(url, part, progress, timeout)
+    except HTTPError as e:
+        if e.code==416 and part.exists(): raise _Complete from e
+        raise
+
 # %% ../../nbs/datasets/41_fetch.ipynb #576eb3c9
 def fetch(
     remote:RemoteFile, # What to fetch
@@ -65,24 +74,19 @@ def fetch(
     part = path.with_name(path.name+'.part')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        part.open('ab').close()
+    except OSError as e: raise BadData(f'cannot write {part}: {e.strerror or e}; expected a folder that can be written. Nothing was fetched') from e
+    try:
         with suppress(_Complete): _attempt(remote.url, part, progress, timeout)
         got = file_md5(part)
     except (OSError, HTTPException, ValueError) as e:
-        kept = part.stat().st_size if part.exists() else 0
+        if not (kept := part.stat().st_size if part.exists() else 0): part.unlink(missing_ok=True)
         raise BadData(f'{remote.url}: the download broke off ({e}); {kept:,} bytes are kept in {part.name}, and the same command goes on from there') from e
     if got!=remote.md5:
         part.unlink()
         raise BadData(f'{remote.url}: the file that came has MD5 {got}, expected {remote.md5}; it was removed. Another edition, or damaged on the way')
     os.replace(part, path)
     return path
-
-class _Complete(Exception): "The server has nothing beyond the part."
-
-def _attempt(url:str, part:Path, progress:bool, timeout:float)->None:
-    try: _receive(url, part, progress, timeout)
-    except HTTPError as e:
-        if e.code==416 and part.exists(): raise _Complete from e
-        raise
 
 # %% ../../nbs/datasets/41_fetch.ipynb #c7ab4249
 def _check_names(names:Sequence, archive:Path)->None:

@@ -112,10 +112,11 @@ class DataSet:
     source:str='' # Where the images are obtained
     terms:str='' # Licence or terms, in short
     files:tuple=() # `RemoteFile`s that a download fetches
+    total:int|None=None # Images of all tasks together, where no more is published
     @property
     def n_images(self)->int:
         "Images in all, as published."
-        return sum(n if isinstance(n, int) else sum(n.values()) for n in (self.counts or {}).values())
+        return self.total or sum(n if isinstance(n, int) else sum(n.values()) for n in (self.counts or {}).values())
 
 # %% ../../nbs/datasets/40_sources.ipynb #65ecefd4
 def _differences(pools:Sequence, data:DataSet)->Iterable:
@@ -129,6 +130,7 @@ def _differences(pools:Sequence, data:DataSet)->Iterable:
         have = found[t].count()
         for part,n in (want if isinstance(want, dict) else dict(total=want)).items():
             if have.get(part, 0)!=n: yield f'task {t!r} has {have.get(part, 0):,} images{"" if part=="total" else f" in {part}"}, expected {n:,}'
+    if data.total and (n:=sum(p.count()['total'] for p in pools))!=data.total: yield f'its tasks have {n:,} images together, expected {data.total:,}'
 
 def check_counts(
     pools:Sequence, # What was found

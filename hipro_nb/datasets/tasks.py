@@ -7,7 +7,7 @@ __all__ = ['load_tasks', 'dataset_table']
 
 # %% ../../nbs/datasets/45_tasks.ipynb #642acb5b
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -78,7 +78,7 @@ def load_tasks(
 )->list: # The tasks
     "The tasks of a data set at a protocol; raise `BadData` that names the first thing that differs from what is published."
     data = _record(name, download)
-    if counts is not True: data = replace(data, counts=counts or None, n_classes=data.n_classes if counts else None)
+    if counts is not True: data = replace(data, counts=counts or None, total=None, n_classes=data.n_classes if counts else None)
     how = read_protocol(protocol or data.protocol)
     pools = _pools(data, Path(root).expanduser(), how, download, progress)
     if check_images or skip_bad_images: pools = _readable(pools, skip_bad_images, progress)
@@ -86,12 +86,23 @@ def load_tasks(
     return [draw_task(p, how, seed) for p in pools]
 
 # %% ../../nbs/datasets/45_tasks.ipynb #b54775bf
-def dataset_table()->str: # Markdown
-    "All registered data sets in one table: protocols, counts, layout, source, terms, command."
-    def _n(n): return '-' if not n else '/'.join(map(str, sorted(set(n.values())))) if isinstance(n, Mapping) else str(n)
-    rows = ['| data set | tasks | classes | images | protocols | layout below ROOT | source | terms | download=True | command |', '|---|---|---|---|---|---|---|---|---|---|']
-    for d in map(find_dataset, list_datasets()):
-        cells = [f'**{d.title}**', str(len(d.counts or getattr(d.scan, 'keywords', {}).get('tasks', ())) or '-'), _n(d.n_classes), f'{d.n_images:,}' if d.n_images else '-', d.protocols, f'`{d.layout}`', d.source, d.terms,
-                 f'{len(d.files)} files' if d.files else 'by hand', f'`hipro_fit {d.name} --root ROOT`']
-        rows.append('| ' + ' | '.join(c.replace('|', '/') for c in cells) + ' |')
-    return '\n'.join(rows)
+def _flag(protocol:str)->str:
+    "A protocol as an option of the commands."
+    how = read_protocol(protocol)
+    return f' --shots {how.shots}' if how.shots else f' --fraction {how.fraction:g}' if how.fraction else ''
+
+def _row(d:DataSet)->dict:
+    "A record as a row: what to call it, how large, how it is drawn, where it lies, whose it is, how it is run."
+    k = d.n_classes.values() if isinstance(d.n_classes, Mapping) else [d.n_classes] if d.n_classes else []
+    tasks = len(d.counts or getattr(d.scan, 'keywords', {}).get('tasks', ()))
+    return {'data set': f'**{d.title}**', 'tasks': tasks or '-', 'classes': '/'.join(map(str, sorted(set(k)))) or '-', 'images': f'{d.n_images:,}' if d.n_images else '-',
+            'protocols': d.protocols, 'layout below ROOT': f'`{d.layout}`' if d.layout else '-', 'source': d.source or '-', 'terms': d.terms or '-',
+            'download': f'{len(d.files)} files' if d.files else 'by hand', 'command': f'`hipro_fit {d.name} --root ROOT{_flag(d.protocol)}`'}
+
+def dataset_table(
+    names:Iterable|None=None, # Data sets; all that are registered if None
+)->str: # Markdown
+    "Data sets in one table: counts, protocols, layout, source, terms, command; made from their records."
+    rows = [_row(find_dataset(n)) for n in (list_datasets() if names is None else names)]
+    lines = [list(rows[0]), ['---']*len(rows[0]), *([str(v).replace('|', '/') for v in r.values()] for r in rows)]
+    return '\n'.join('| ' + ' | '.join(l) + ' |' for l in lines)

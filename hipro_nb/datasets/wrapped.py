@@ -135,29 +135,42 @@ def scan_torchvision(
     return [from_torchvision(which.lower(), **sets)]
 
 # %% ../../nbs/datasets/43_wrapped.ipynb #61265f3f
-def _picture(o):
-    "What `Split` takes, from a cell of an image column."
-    if not isinstance(o, Mapping): return o
-    return BytesIO(o['bytes']) if o.get('bytes') else Path(o['path'])
+def _column(d, asked:str|None, kind:str, who:str)->str:
+    "The column that was asked for, or the only one of its kind."
+    own = [c for c,f in d.features.items() if type(f).__name__==kind]
+    if asked is None and len(own)==1: return own[0]
+    if asked in d.features: return asked
+    why = f'no column {asked!r}' if asked else f'{len(own)} columns of kind {kind}, so one has to be named'
+    raise BadData(f'{who}: {why}; expected one of {", ".join(d.features)}')
 
+def _pictures(d, column:str)->list:
+    "What `Split` takes, from a column of pictures: bytes or a path where the column can be told not to decode."
+    kind = d.features[column]
+    if getattr(kind, 'decode', False): d = d.cast_column(column, type(kind)(decode=False))
+    return [o if not isinstance(o, Mapping) else BytesIO(o['bytes']) if o.get('bytes') else Path(o['path']) for o in d[column]]
+
+
+# %% ../../nbs/datasets/43_wrapped.ipynb #87b9c1c1
 def from_hugging_face(
     name:str, # Name of the task
     parts:Mapping, # A `DatasetDict`, or part -> `Dataset`
-    image:str='image', # Column of the pictures
-    label:str='label', # Column of the labels
+    image:str|None=None, # Column of the pictures; the only one if None
+    label:str|None=None, # Column of the labels; the only one with class names if None
 )->Pool: # All of their images
     "A pool made of Hugging Face data sets; `validation` is read as `val`."
     out = {}
     for k,d in parts.items():
-        for c in (image, label):
-            if c not in d.features: raise BadData(f'data set {name!r}, {k}: no column {c!r}; expected one of {", ".join(d.features)}')
-        names = getattr(d.features[label], 'names', None)
-        if not names: raise BadData(f'data set {name!r}, {k}: column {label!r} has no class names; expected a ClassLabel')
-        out[dict(validation='val', valid='val').get(k, k)] = Split([_picture(o) for o in d[image]], [int(y) for y in d[label]])
+        who = f'data set {name!r}, {k}'
+        pictures, labels = _column(d, image, 'Image', who), _column(d, label, 'ClassLabel', who)
+        names = getattr(d.features[labels], 'names', None)
+        if not names: raise BadData(f'{who}: column {labels!r} has no class names; expected a ClassLabel')
+        out[dict(validation='val', valid='val').get(k, k)] = Split(_pictures(d, pictures), [int(y) for y in d[labels]])
     out = {k: out[k] for k in ('train', 'val', 'test') if k in out}
+    if 'train' not in out: raise BadData(f'data set {name!r} has the parts {", ".join(parts)}: expected train, and perhaps validation and test')
     if 'test' not in out and 'val' in out: out['test'] = out.pop('val')
     if 'test' not in out: out = dict(all=out.pop('train'))
     return Pool(name, [class_words(n) for n in names], out)
+
 
 # %% ../../nbs/datasets/43_wrapped.ipynb #943e9d6c
 def scan_hugging_face(
@@ -167,8 +180,11 @@ def scan_hugging_face(
     download:bool=False, # Allow the hub to be asked
 )->list: # One `Pool`
     "A data set of the `datasets` library, which has to be installed."
+    root = Path(root).expanduser()
     try: from datasets import load_dataset, load_from_disk
-    except ImportError as e: raise BadData('Hugging Face data sets need a library that is not installed: pip install datasets') from e
+    except ImportError as e: raise BadData("Hugging Face data sets need a library that is not installed: pip install datasets, or the extra of this package, pip install '.[hf]'") from e
     if which and not download: raise BadData(f'data set {which!r} is on the hub: expected download=True, or a folder written by save_to_disk')
-    parts = load_dataset(which, cache_dir=str(root)) if which else load_from_disk(str(root))
-    return [from_hugging_face(which.rpartition('/')[2] or Path(root).name, parts if isinstance(parts, Mapping) else dict(train=parts))]
+    try: parts = load_dataset(which, cache_dir=str(root)) if which else load_from_disk(str(root))
+    except (OSError, ValueError) as e: raise BadData(f'Hugging Face data set {which or root}: {" ".join(str(e).split())[:300]}; expected ' + ('a name on the hub' if which else 'a folder written by save_to_disk')) from e
+    return [from_hugging_face(which.rpartition('/')[2] or root.resolve().name, parts if isinstance(parts, Mapping) else dict(train=parts))]
+

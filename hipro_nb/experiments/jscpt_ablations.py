@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ABLATIONS', 'run_ablations']
 
-# %% ../../nbs/experiments/73_jscpt_ablations.ipynb #ed1fbb65
+# %% ../../nbs/experiments/73_jscpt_ablations.ipynb #f7b4f2a6
 from collections.abc import Sequence
 from pathlib import Path
 
 from .jscpt_shots import FAMILIES, run_families
 
-# %% ../../nbs/experiments/73_jscpt_ablations.ipynb #af98774a
-_text = FAMILIES['JSCPT'] | dict(n_visual=0, epochs=50)
+# %% ../../nbs/experiments/73_jscpt_ablations.ipynb #42be585a
+_text = FAMILIES['JSCPT'] | dict(n_visual=0, first=0, lr=.01, epochs=25)
 ABLATIONS = {name: _text | changes for name, changes in {
     'JSCPT': {}, 'no mask': dict(mask=False), 'no affinity': dict(affinity=False), 'no effect': dict(effect=False), 'complement': dict(contrast='complement'),
     'equal weights': dict(weighting='equal'), 'random weights': dict(weighting='random'), 'frozen Ω': dict(weighting='frozen'), 'as released': dict(weighting='frozen', effect=False),
