@@ -209,6 +209,11 @@ def train_one(
     return _fit_one(method, name, wanted, list(tasks if method.needs_images else features), ids, seed, folder, progress)
 
 # %% ../nbs/91_compare.ipynb #7b1f02c6
+def _check_jobs(jobs:int|None, device:str)->int:
+    "What was asked for, or the usual number"
+    if jobs is not None and jobs < 0: raise BadData(f'--jobs {jobs}: expected 0 or more')
+    return usual_jobs(device) if jobs is None else jobs
+
 def usual_jobs(
     device:str = 'cpu', # Where is computed
 )->int: # Processes; 0 for none
@@ -269,6 +274,7 @@ def start(self:Workers,
     its.close()
     self.running[ours] = p, job
 
+# %% ../nbs/91_compare.ipynb #7b1f02f1
 @patch
 def next(self:Workers)->tuple: # The job; a line of text or an exception; warnings
     "Wait for the first process that ends"
@@ -356,6 +362,7 @@ def _train_apart(names, fits, settings, folder, failed, jobs, strict, progress, 
             start()
     finally: workers.stop()
 
+# %% ../nbs/91_compare.ipynb #7b1f02f2
 def train_missing(
     names:Sequence, # Methods
     seeds:Sequence, # Seeds
@@ -609,11 +616,9 @@ def run_compare(
     jobs:int|None = None, # Fits at a time, each in a process of its own with one thread; 0 fits in this process. If not given: 0 on a GPU, otherwise a job per core and per 2 GiB of free memory
 )->MethodTable: # Shows itself in a notebook
     "Trains what is missing of methods and seeds, prints the table and writes it as Markdown, LaTeX, CSV and JSON"
-    names, wanted = chosen_methods(methods), parse_seeds(seeds)
-    if jobs is not None and jobs < 0: raise BadData(f'--jobs {jobs}: expected 0 or more')
-    training = _resolved(data, lr=lr, epochs=epochs, batch_size=batch_size)
-    settings = RunSettings(data, model, pretrained, shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images, n_ctx=n_ctx, dtype=dtype, root=root, any_counts=any_counts, **training)
-    table = compare_settings(settings, names, wanted, out, methods.strip() != 'all', reported, device, FeatureStore(store or Path(out)/'features'), jobs=usual_jobs(device) if jobs is None else jobs)
+    names, wanted, jobs = chosen_methods(methods), parse_seeds(seeds), _check_jobs(jobs, device)
+    settings = RunSettings(data, model, pretrained, shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images, n_ctx=n_ctx, dtype=dtype, root=root, any_counts=any_counts, **_resolved(data, lr=lr, epochs=epochs, batch_size=batch_size))
+    table = compare_settings(settings, names, wanted, out, methods.strip() != 'all', reported, device, FeatureStore(store or Path(out)/'features'), jobs=jobs)
     if report: write_atomic(Path(report), table.to_json())
     return table
 

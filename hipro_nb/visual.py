@@ -129,6 +129,7 @@ def _pass(self:VisionTower, l:int, first:int, x:Tensor, n:int, deep:list, which:
     x = torch.cat([x[:,:n], _each(p, len(x), which)], 1)
     return block(x) if m is None else _block(block, x, m=m)
 
+# %% ../nbs/10_visual.ipynb #5c1d7a95
 @patch
 def blocks(self:VisionTower,
     tokens:Float[Tensor,'B n w'], # Tokens before block `first`, from `stem`
