@@ -217,6 +217,7 @@ def check_apart(
     if data not in EMBEDDED and Path(data).is_dir() and Path(data).resolve() in (inside, *inside.parents):
         raise BadData(f'--out {out} lies inside {data}, where it would be taken for a task: expected a folder elsewhere')
 
+# %% ../nbs/90_cli.ipynb #7c0d2b1e
 def check_free(
     folder:Path, # Folder of a run to come
     resume:bool, # May a run be there already?
@@ -434,6 +435,7 @@ def fit_settings(
     download:bool = False, # Fetch what is missing of a data set?
 )->list: # A `Result` per method
     "Runs all seeds, prints the table and leaves everything in `folder`"
+    check_apart(settings.data, folder.parent)
     check_free(folder, resume)
     if settings.model is None and settings.pretrained is None and settings.data not in EMBEDDED: warnings.warn('no --model: the embedded model is used, which has seen nothing but drawings; for photographs, name one, as --model RN50-quickgelu --pretrained openai')
     if settings.pretrained and not Path(settings.pretrained).exists(): _look(settings, seeds[0], download)
@@ -472,7 +474,6 @@ def run_fit(
     "Trains prompts for a folder of tasks over several seeds, prints the table and writes OUT/NAME"
     training = usual_training(data, lr=lr, epochs=epochs, batch_size=batch_size)
     settings = RunSettings(data, model, pretrained, method, shots, fraction, train_list, skip_bad_images, n_ctx, dtype=dtype, root=root, any_counts=any_counts, views=views, **training)
-    check_apart(data, out)
     folder = Path(out)/(name or safe_name(f'{Path(settings.data).name}-{method}'))
     return fit_settings(settings, parse_seeds(seeds), folder, resume, device, FeatureStore(store or Path(out)/'features'), download=download)
 
@@ -499,6 +500,7 @@ def load_run(
     clip = open_model(model or settings['model'], pretrained or (None if model else settings['pretrained']), device)
     return Method.load(folder/f'seed{there[0] if seed is None else seed}'/'model.safetensors', clip)
 
+# %% ../nbs/90_cli.ipynb #7c0d2b1f
 def name_images(
     method:Method, # A trained method
     images:Sequence, # Files of images

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from itertools import combinations
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -311,16 +312,22 @@ def rename_classes(
     return replace(pool, classnames=names)
 
 # %% ../../nbs/datasets/40_sources.ipynb #352fd77a
+def _two_spellings(a, b)->tuple|None:
+    "Names of one class that two tasks spell differently, if most classes of the smaller task are the other's too"
+    mine, theirs = ({name_key(c): clean_name(c) for c in t.classnames} for t in (a, b))
+    same = mine.keys() & theirs.keys()
+    return next(((mine[k], theirs[k]) for k in mine if k in same and mine[k]!=theirs[k]), None) if 2*len(same)>min(len(mine), len(theirs)) else None
+
 def check_class_names(
     tasks:Sequence, # Tasks, or pools
 )->None:
-    "Raise `BadData` for two spellings of one class across tasks; warn of a class that one task alone has while most are shared."
-    seen, where = {}, {}
+    "Raise `BadData` for two spellings of one class in tasks that share most classes; warn of a class that one task alone has while most are shared."
+    for a,b in combinations(tasks, 2):
+        if odd := _two_spellings(a, b):
+            raise BadData(f'class {odd[0]!r} of task {a.name!r} and {odd[1]!r} of task {b.name!r} are two spellings of one class: expected one; rename a folder, or use classnames.txt')
+    where = {}
     for t in tasks:
-        for c in t.classnames:
-            first = seen.setdefault(name_key(c), (clean_name(c), t.name))
-            if first[0]!=clean_name(c): raise BadData(f'class {first[0]!r} of task {first[1]!r} and {c!r} of task {t.name!r} are two spellings of one class: expected one; rename a folder, or use classnames.txt')
-            where.setdefault(first[0], []).append(t.name)
+        for c in t.classnames: where.setdefault(clean_name(c), []).append(t.name)
     alone = {c: ts[0] for c,ts in where.items() if len(ts)==1}
     if len(tasks)>1 and alone and len(alone)<=len(where)/2:
         warnings.warn(f'{len(alone)} of {len(where)} classes are in one task only: ' + ', '.join(f'{c!r} in {t!r}' for c,t in list(alone.items())[:5]))
