@@ -121,7 +121,7 @@ def unpack(
         for n in came:
             if n not in there: os.replace(work/n, to/n)
         return came
-    except tarfile.FilterError as e: raise BadData(f'archive {archive.name}: {e.tarinfo.name!r} leaves the folder; expected files and folders below it') from e
+    except tarfile.FilterError as e: raise BadData(f'archive {archive.name}: {e.tarinfo.name!r} leaves the folder or is a device; expected files and folders below it') from e
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as e: raise BadData(f'cannot unpack {archive}: {e}; nothing was left behind') from e
     finally: shutil.rmtree(work, ignore_errors=True)
 
