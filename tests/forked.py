@@ -2,6 +2,7 @@
 every command needs it. A server process imports them once (third parties' packages only, nothing of this project) and is forked for each call."""
 import atexit
 import contextlib
+import ctypes
 import functools
 import gc
 import importlib
@@ -24,6 +25,7 @@ if _method == "forkserver": _context.set_forkserver_preload(PRELOAD)
 def _serve(where, args, kwargs, cwd, path, out, err, cpu):
     "The child's side: calls `where` (module:name) with its streams in files; an int that it returns, or what it gave to `sys.exit`, is the exit status."
     os.setsid()
+    if sys.platform == "linux": ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no notebook goes on when the tests are gone
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for file, n in ((out, 1), (err, 2)): os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), n)
     sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False) for n in (1, 2))
@@ -66,11 +68,14 @@ class Forked:
 
     def wait(self, timeout=300):
         "Exit status (negative for a signal), stdout, stderr (with `both`, all in the first); the whole process group ends with the time limit (status 124)."
-        self.process.join(timeout)
-        late = self.process.is_alive()
-        if late:
-            os.killpg(self.pid, signal.SIGKILL)
-            self.process.join()
+        late = False
+        try:
+            self.process.join(timeout)
+            late = self.process.is_alive()
+        finally:
+            if self.process.is_alive():  # too late, or the tests were interrupted
+                with contextlib.suppress(ProcessLookupError): os.killpg(self.pid, signal.SIGKILL)
+                self.process.join()
         said = [Path(p).read_text(encoding="utf-8", errors="replace") if os.path.exists(p) else "" for p in (self.out, self.err)]
         if os.path.exists(self.cpu): self.cpu_seconds = float(Path(self.cpu).read_text())
         self.folder.cleanup()
