@@ -24,10 +24,9 @@ from tqdm import tqdm
 
 # %% ../nbs/91_compare.ipynb #5cdf5d6e
 from .data import BadData, FeatureStore, FrozenCLIP, encode_tasks, safe_name, write_atomic
-from .mini import MINI_TRAIN
 from .train import NonFiniteLoss, TrainConfig
 from .hipro import Interval, Method, Result, compare
-from .cli import EMBEDDED, METHODS, RunSettings, new_method, open_model, parse_seeds, peak_mib, run_command, run_record
+from .cli import METHODS, RunSettings, _about_to_run, check_apart, new_method, open_model, parse_seeds, peak_mib, pick_device, run_command, run_record, usual_training
 
 # %% ../nbs/91_compare.ipynb #4b88793d
 def image_ids(
@@ -209,16 +208,18 @@ def train_one(
     return _fit_one(method, name, wanted, list(tasks if method.needs_images else features), ids, seed, folder, progress)
 
 # %% ../nbs/91_compare.ipynb #7b1f02c6
-def _check_jobs(jobs:int|None, device:str)->int:
-    "What was asked for, or the usual number"
+def _place(data:str, out:str|Path, device:str, jobs:int|None)->tuple:
+    "Device and number of jobs, after a look whether all of it can be"
     if jobs is not None and jobs < 0: raise BadData(f'--jobs {jobs}: expected 0 or more')
-    return usual_jobs(device) if jobs is None else jobs
+    check_apart(data, out)
+    device = pick_device(device)
+    return device, usual_jobs(device) if jobs is None else jobs
 
 def usual_jobs(
     device:str = 'cpu', # Where is computed
 )->int: # Processes; 0 for none
     "A fit for each core of a CPU, as far as free memory reaches (2 GiB each); on a GPU one after the other in this process"
-    if str(device) != 'cpu': return 0
+    if not str(device).startswith('cpu'): return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     try: free = next(int(l.split()[1]) for l in Path('/proc/meminfo').read_text().splitlines() if l.startswith('MemAvailable')) / 2**20
     except (OSError, StopIteration): return cores
@@ -578,11 +579,6 @@ def reported_averages(
     return next((t['average'] for t in d['tables'] if plain(t['data']) == plain(data) and fraction is not None and abs(t['fraction'] - fraction) < 1e-9), {})
 
 # %% ../nbs/91_compare.ipynb #9a2d3314
-def _resolved(data:str, **given)->dict:
-    "Training settings: those that were given, else those of the embedded benchmark on its data and of the paper elsewhere"
-    usual = MINI_TRAIN if data in EMBEDDED else dict(lr=1e-3, epochs=100, batch_size=20)
-    return usual | {k: v for k,v in given.items() if v is not None}
-
 def save_table(
     folder:Path, # Where to
     table:MethodTable, # What is saved
@@ -610,14 +606,14 @@ def run_compare(
     reported:bool = False, # Add the paper's averages where data, protocol and backbone are its own?
     report:str|None = None, # File that gets the table's JSON too, for a report notebook
     skip_bad_images:bool = False, # Leave unreadable images out?
-    device:str = 'cpu', # cpu or cuda
+    device:str = 'auto', # cpu, cuda, or auto: the GPU where there is one
     dtype:str|None = None, # Precision of the text tower, such as bfloat16; that of the device if not given
     store:str|None = None, # Folder that keeps image features between runs; OUT/features if not given
     jobs:int|None = None, # Fits at a time, each in a process of its own with one thread; 0 fits in this process. If not given: 0 on a GPU, otherwise a job per core and per 2 GiB of free memory
 )->MethodTable: # Shows itself in a notebook
     "Trains what is missing of methods and seeds, prints the table and writes it as Markdown, LaTeX, CSV and JSON"
-    names, wanted, jobs = chosen_methods(methods), parse_seeds(seeds), _check_jobs(jobs, device)
-    settings = RunSettings(data, model, pretrained, shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images, n_ctx=n_ctx, dtype=dtype, root=root, any_counts=any_counts, **_resolved(data, lr=lr, epochs=epochs, batch_size=batch_size))
+    names, wanted, (device, jobs) = chosen_methods(methods), parse_seeds(seeds), _place(data, out, device, jobs)
+    settings = RunSettings(data, model, pretrained, shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images, n_ctx=n_ctx, dtype=dtype, root=root, any_counts=any_counts, **usual_training(data, lr=lr, epochs=epochs, batch_size=batch_size))
     table = compare_settings(settings, names, wanted, out, methods.strip() != 'all', reported, device, FeatureStore(store or Path(out)/'features'), jobs=jobs)
     if report: write_atomic(Path(report), table.to_json())
     return table
@@ -645,6 +641,7 @@ def compare_settings(
     "Checks everything, trains what is missing, prints and saves the table"
     clip = open_model(settings.model, settings.pretrained, device)
     tasks = settings.tasks(seeds[0], check=True)
+    print(_about_to_run(settings, clip, tasks), flush=True)
     names, left_out = runnable(names, clip, settings, tasks, strict)
     record = run_record(settings, clip, tasks)
     record['settings'].pop('method')

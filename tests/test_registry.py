@@ -105,5 +105,6 @@ def test_compare_interrupted_with_two_jobs(walk, tmp_path):
     while len(at()) < 2 and p.poll() is None and time.monotonic() < until: time.sleep(0.05)
     os.killpg(p.pid, signal.SIGINT)
     out, err = p.communicate(timeout=120)  # ends when the last process that can write there has ended
-    assert (p.returncode, out, err) == (130, "", "hipro_compare: interrupted; what was finished is kept\n")
+    assert (p.returncode, err) == (130, "hipro_compare: interrupted; what was finished is kept\n")
+    assert out.startswith("2 tasks, ") and out.count("\n") == 1
     assert at() == {"coop", "coop_mtl"} and not list(tmp_path.glob("data-*/*/seed1/results.json"))

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from ..data import BadData, FeatureStore, FrozenCLIP, load_tensors, save_tensors
 from ..clip import zero_shot_weights
 from ..affinity import AffinityMeter, task_gradients
-from ..train import TrainConfig, class_index
-from ..hipro import Method
+from ..train import TrainConfig
+from ..hipro import Method, task_templates
 from ..visual import DeepPromptTower
 from .coop import fit_parameters, gather_train, run_identity, task_means
 from .visual_prompts import ImageTokens, VisualPromptMethod
@@ -53,7 +53,7 @@ class CLIPAdapter(Method):
         shared:bool=False, # One adapter for all tasks?
         branch:str='image', # What is adapted: 'image' features, or 'text' class weights
         last_relu:bool=True, # A ReLU behind the second layer, as the released code
-        templates:Sequence=('a photo of a {}.',), # Hand-written prompts
+        templates:Sequence|None=None, # Hand-written prompts; those of each task, `task_templates`, if None
         config:TrainConfig=TrainConfig(), # Optimiser, epochs, batch, seed
         store:FeatureStore|None=None, # Where image features are kept
     ):
@@ -62,7 +62,7 @@ class CLIPAdapter(Method):
         if clip is not None and not 1<=reduction<=clip.embed_dim: raise ValueError(f'reduction is {reduction}; expected 1 to {clip.embed_dim}, the width of a feature')
         super().__init__(clip, store, config.seed)
         self.alpha,self.reduction,self.shared,self.branch,self.last_relu = alpha,reduction,shared,branch,last_relu
-        self.templates,self.config,self.models,self.text,self.groups = tuple(templates),config,[],[],[]
+        self.templates,self.config,self.models,self.text,self.groups = templates and tuple(templates),config,[],[],[]
 
     @property
     def title(self)->str:
@@ -91,10 +91,8 @@ def _build(self:CLIPAdapter, tasks):
     n = len(tasks)
     self.groups = [tuple(range(n))] if self.shared else [(i,) for i in range(n)]
     self.of = [0]*n if self.shared else list(range(n))
-    names,ids = class_index(tasks)
-    w = zero_shot_weights(self.clip, names, self.templates).cpu()
-    self.text = [w[i] for i in ids]
-    self._data = gather_train(tasks, self.config.device or 'cpu', w.dtype)
+    self.text = [zero_shot_weights(self.clip, t.classnames, self.templates or task_templates(t)).cpu() for t in tasks]
+    self._data = gather_train(tasks, self.config.device or 'cpu', self.text[0].dtype)
 
 @patch
 def _start(self:CLIPAdapter, m:int)->dict:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ..data import BadData, FeatureStore, FrozenCLIP, Split, _refuse_bad, bad_images, clean_name, image_hash
 from ..clip import PromptTower, word_ctx, zero_shot_weights
 from ..train import TrainConfig, class_index
-from ..hipro import Method
+from ..hipro import Method, task_templates
 from ..visual import CoupledPrompts, DeepPromptTower, UnifiedPrompts, VisionTower
 from .coop import fit_parameters, task_means
 
@@ -137,18 +137,21 @@ class VPT(VisualPromptMethod):
         n_tokens:int|None=None, # Prompt tokens of a block, V; 16 at ViT-B/16 and the same share of a smaller tower's tokens if None
         depth:int|None=None, # Blocks with prompts, D: 1 is shallow; all of them if None
         shared:bool=False, # One set of prompts for all tasks?
-        templates:Sequence=('a photo of a {}.',), # Hand-written prompts
+        templates:Sequence|None=None, # Hand-written prompts; those of each task, `task_templates`, if None
         config:TrainConfig=TrainConfig(), # Optimiser, epochs, batch, seed
         **kwargs, # `store` and `memory`
     ):
         super().__init__(clip, shared, config, **kwargs)
-        self.n_tokens,self.depth,self.templates = n_tokens,depth,tuple(templates)
+        self.n_tokens,self.depth,self.templates = n_tokens,depth,templates and tuple(templates)
         if clip is not None and depth is not None and not 0<depth<=self.tower.n_blocks: raise ValueError(f'depth is {depth}; expected 1 to {self.tower.n_blocks}, the blocks of the image tower')
     @property
     def title(self)->str:
         "VPT, or its multi-task version"
         return 'VPT-MTL' if self.shared else 'VPT'
-    def _build_text(self, names): self.fixed = zero_shot_weights(self.clip, names, self.templates)
+    def _build_text(self, names): pass
+    def _build(self, tasks):
+        super()._build(tasks)
+        self.fixed = [zero_shot_weights(self.clip, t.classnames, self.templates or task_templates(t)) for t in tasks]
     def _start(self, m): return dict(prompts=self.tower.init_prompts(self._n_tokens(), self.depth, self._seed(m)))
     def _sides(self, model): return None,model['prompts']
 
@@ -200,7 +203,7 @@ def _all_sides(self:VisualPromptMethod, models:list)->tuple:
 @patch
 def _heads(self:VisualPromptMethod, ctxs:Sequence, tasks:Sequence)->dict:
     "Class weights `K d` of each of `tasks`, all through the text tower together; the fixed ones where no context is learned."
-    if self.fixed is not None: return {t: self.fixed[self.ids[t]] for t in tasks}
+    if self.fixed is not None: return {t: self.fixed[t] for t in tasks}
     node = torch.cat([self.of[t].expand(len(self.ids[t])) for t in tasks])
     w = self.text_tower.encode_pairs(torch.stack(list(ctxs)), node, torch.cat([self.ids[t] for t in tasks]))
     return dict(zip(tasks, w.split([len(self.ids[t]) for t in tasks])))
