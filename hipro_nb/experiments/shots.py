@@ -33,6 +33,7 @@ def equal_epochs(
     plan = BatchPlan([len(t.train) for t in tasks], config.batch_size)
     return replace(config, epochs=math.ceil(steps/plan.steps))
 
+# %% ../../nbs/experiments/65_shots.ipynb #d46e632a
 def shot_results(
     source:Source, # Tasks and model
     shots:int, # Training images of a class
@@ -51,6 +52,7 @@ def shot_results(
     methods |= {n: h.select(v) for n,v in views.items()}
     return dict(tasks=[t.name for t in tasks], accuracy={n: list(m.evaluate(tasks).accuracy[0]) for n,m in methods.items()})
 
+# %% ../../nbs/experiments/65_shots.ipynb #43859966
 def run_shots(
     source:Source, # Tasks and model
     path:str|Path, # JSON to write; what it holds is kept
