@@ -92,6 +92,7 @@ def fusion_seed(
     accuracy = {n: [share(p == t.test.y) for p,t in zip(ps, tasks)] for n,ps in named.items()}
     return dict(tasks=[t.name for t in tasks], accuracy=accuracy, changed=[share(a != b) for a,b in zip(named['mean'], named['renormalised'])])
 
+# %% ../../nbs/experiments/69_fusion.ipynb #7227e339
 def run_fusion(
     source:Source, # Tasks and model
     path:str|Path, # JSON to write; seeds that it holds are kept
@@ -102,6 +103,7 @@ def run_fusion(
     shown = dict(source=source.shown(), **{k: v for k,v in settings.items() if k != 'models'})
     return run_missing(path, shown, {f'seed {s}': lambda s=s: fusion_seed(source, s, **settings) for s in seeds})
 
+# %% ../../nbs/experiments/69_fusion.ipynb #7ec9526c
 def fusion_results(
     found:dict, # What `run_fusion` wrote
 )->dict: # `Result` by fusion

@@ -82,6 +82,7 @@ def task_points(
     with torch.no_grad(): start = method.tower(method._start()[i:i+1], method._ids[i])[0]
     return dict(rand=start.cpu(), ind=weights[i], shr=weights[-1])
 
+# %% ../../nbs/experiments/66_plane.ipynb #2b55fdf9
 def plane_seed(
     source:Source, # Tasks and model
     seed:int, # Of training images, prompts and batches
@@ -101,6 +102,7 @@ def plane_seed(
     found = {t.name: surfaces(corners[t.name], t, clip.logit_scale) for t in tasks if t.name == task}
     return dict(points=points, surfaces=found)
 
+# %% ../../nbs/experiments/66_plane.ipynb #085fdec8
 def run_plane(
     source:Source, # Tasks and model
     path:str|Path, # JSON to write; seeds that it holds are kept
