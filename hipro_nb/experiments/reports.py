@@ -35,9 +35,9 @@ class Report:
     record:dict # `settings`, `clip` and `tasks` of the run
     def __repr__(self): return f"Report({len(self.results)} methods, {len(self.tasks)} tasks, {len(self.seeds)} seeds)"
     @property
-    def tasks(self): "Names of the tasks"; return next(iter(self.results.values())).tasks
+    def tasks(self)->tuple: "Names of the tasks"; return next(iter(self.results.values())).tasks
     @property
-    def seeds(self): "Seeds of the runs"; return next(iter(self.results.values())).seeds
+    def seeds(self)->tuple: "Seeds of the runs"; return next(iter(self.results.values())).seeds
 
 def read_report(
     path:str|Path, # File that `hipro_compare --report` wrote

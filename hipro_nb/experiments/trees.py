@@ -135,7 +135,7 @@ def agreement(
 def finds_pairs(
     tree:TaskTree, # A tree
     pairs:Sequence, # Planted pairs of tasks
-)->bool:
+)->bool: # True only if every one of them is a node
     "Are all planted pairs groups of the tree?"
     return set(map(tuple, pairs)) <= set(tree.groups)
 
