@@ -545,7 +545,7 @@ def _describe(preprocess)->str:
     "What `preprocess` does to two pictures, one small and upright, one large and broad: how it prints itself changes from one release of a library to the next."
     if preprocess is None: return 'none'
     hashes = []
-    for h, w, times in ((83, 61, 20), (509, 733, 1)):
+    for h, w, times in ((83, 61, 16), (509, 733, 1)):
         y, x = np.mgrid[0:h, 0:w]
         probe = Image.fromarray(np.stack([3*x%256, 4*y%256, x*y%251], -1).astype(np.uint8))
         seen = {hashlib.sha256(np.ascontiguousarray(preprocess(probe))).hexdigest() for _ in range(times)}

@@ -96,8 +96,10 @@ COMPARE = "import sys; from hipro_nb.compare import hipro_compare; sys.exit(hipr
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals to a group of processes")
+@pytest.mark.slow
 def test_compare_interrupted_with_two_jobs(walk, tmp_path):
-    "Ctrl-C goes to the whole group, as from a terminal: one line, status 130, both fits' checkpoints, no process left."
+    """Ctrl-C goes to the whole group, as from a terminal: one line, status 130, both fits' checkpoints, no process left.
+    Slow, since it has not ended within its two minutes once, on a machine with four busy processes for two cores; why is not known yet."""
     argv = [walk.folder / "data", "--model", walk.folder / "model", "--shots", 2, "--n-ctx", 2, "--epochs", 20000, "--out", tmp_path, "--methods", "coop,coop_mtl", "--seeds", 1, "--jobs", 2]
     p = subprocess.Popen([sys.executable, "-c", COMPARE, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     at = lambda: {q.parts[-4] for q in tmp_path.glob("data-*/*/seed1/checkpoint/nodes.safetensors")}
