@@ -228,9 +228,23 @@ def _bar(it, progress:bool, **kw): return tqdm(it, disable=None if progress else
 def _threads()->int: return min(8, os.cpu_count() or 1)
 def _is_file(image)->bool: return isinstance(image, (str, Path))
 
+_sound = set() # Stamps of the files that this process has decoded to their end
+
+def _stamp(file)->int|None:
+    with suppress(OSError): return hash((str(file), (s:=os.stat(file)).st_size, s.st_mtime_ns))
+
 def _trouble(image)->str|None:
+    if (stamp:=_stamp(image) if _is_file(image) else None) in _sound: return None
     try: _open(image, small=True) if _is_file(image) else open_image(image)
-    except Exception as e: return f'{type(e).__name__}: {e}'.replace(str(image), Path(image).name if _is_file(image) else 'image')
+    except Exception as e: return f'{type(e).__name__}: {e}'.replace(str(image), Path(image).name if _is_file(image) else 'image') + _heic_hint(image)
+    if stamp is not None: _sound.add(stamp)
+
+_heic = tuple(b'ftyp'+o for o in (b'heic', b'heix', b'hevc', b'heim', b'heis', b'mif1', b'msf1'))
+
+def _heic_hint(image)->str:
+    "A hint for what telephones write and Pillow does not read; empty for anything else."
+    with suppress(OSError, TypeError), open(image, 'rb') as f: return '; it is a HEIC picture, which is not read here: save it as JPEG' if f.read(12)[4:12] in _heic else ''
+    return ''
 
 # %% ../nbs/00_data.ipynb #fec7b80a
 def bad_images(

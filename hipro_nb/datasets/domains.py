@@ -41,7 +41,7 @@ office_caltech10 = DataSet('office_caltech10', 'Office-Caltech10',
     layout='{amazon,caltech,dslr,webcam}/<class>/*.jpg', source="Gong et al., CVPR 2012 ('Geodesic Flow Kernel'): ask for the images of Office+Caltech10", terms='research')
 
 pacs = DataSet('pacs', 'PACS',
-    partial(scan_domains, tasks=['art_painting', 'cartoon', 'photo', 'sketch'], classes=_pacs7, inner=['images', 'kfold', 'pacs', 'PACS', 'pacs_data']),
+    partial(scan_domains, tasks=['art_painting', 'cartoon', 'photo', 'sketch'], classes=_pacs7, inner=['images', 'kfold', 'pacs/images', 'PACS/images', 'pacs/kfold', 'PACS/kfold', 'pacs', 'PACS', 'pacs_data']),
     protocol='4shot', protocols='share, k-shot', counts=dict(art_painting=2048, cartoon=2344, photo=1670, sketch=3929), n_classes=7,
     layout='images/{art_painting,cartoon,photo,sketch}/<class>/*', source='https://dali-dl.github.io/project_iccv2017.html (Li et al., ICCV 2017)', terms='research')
 

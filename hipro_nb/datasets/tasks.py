@@ -40,6 +40,7 @@ def _scanned(data:DataSet, root:Path, how:Protocol)->list:
     except BadData as e:
         if data.source in str(e) or not data.source: raise
         raise BadData(f'{data.title}: {e}. Obtain it from {data.source}' + (', or ask for download=True' if data.files else '')) from e
+    except OSError as e: raise BadData(f'{data.title}: cannot read {e.filename or root}: {e.strerror or e}; expected files that can be read. Nothing was changed') from e
 
 def _pools(data:DataSet, root:Path, how:Protocol, download:bool, progress:bool)->list:
     try: return _scanned(data, root, how)

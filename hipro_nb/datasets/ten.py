@@ -18,7 +18,7 @@ from torch import Tensor
 # %% ../../nbs/datasets/44_ten.ipynb #df5032a8
 from ..data import BadData, Split
 from .fetch import RemoteFile
-from .sources import DataSet, Pool, Protocol, check_present, entries, find_folder, inside_root, name_key
+from .sources import DataSet, Pool, Protocol, _lines, check_present, entries, find_folder, inside_root, name_key
 
 # %% ../../nbs/datasets/44_ten.ipynb #1a4e92a7
 _coop = 'https://github.com/KaiyangZhou/CoOp, DATASETS.md'
@@ -63,9 +63,7 @@ def scan_split(
     return [Pool(name, [table.get(c, c) for c in names], {k: Split([base/images/n for n,_ in rows], [y for _,y in rows]) for k,rows in parts.items()}, meta=dict(meta))]
 
 # %% ../../nbs/datasets/44_ten.ipynb #050b9207
-def _lines(path:Path)->list:
-    try: return [l.strip() for l in path.read_text(encoding='utf8').splitlines() if l.strip()]
-    except OSError as e: raise BadData(f'no list {path}: {e.strerror or e}; it comes with fgvc-aircraft-2013b.tar.gz, in its folder data') from e
+def _rows_of(path:Path)->list: return [l.strip() for l in _lines(path, 'fgvc-aircraft-2013b.tar.gz, in its folder data') if l.strip()]
 
 def scan_aircraft(
     root:str|Path, # Folder of the ten, or of this one
@@ -75,9 +73,9 @@ def scan_aircraft(
 )->list: # One `Pool`
     "FGVCAircraft, with its official train, val and test lists."
     base, _ = find_folder(root, ['images', 'variants.txt'], ['fgvc_aircraft', 'data', 'fgvc-aircraft-2013b/data'], "fgvc_aircraft/images and fgvc_aircraft/variants.txt (the archive's folder data, renamed)")
-    names = _lines(base/'variants.txt')
+    names = _rows_of(base/'variants.txt')
     def _part(k):
-        rows = [l.partition(' ')[::2] for l in _lines(base/f'images_variant_{k}.txt')]
+        rows = [l.partition(' ')[::2] for l in _rows_of(base/f'images_variant_{k}.txt')]
         if odd:=[v for _,v in rows if v not in names]: raise BadData(f'{base}/images_variant_{k}.txt: {odd[0]!r} is not in variants.txt')
         files = [inside_root(f'{n}.jpg', f'images_variant_{k}.txt') for n,_ in rows]
         check_present(base/'images', files, f'images_variant_{k}.txt')
