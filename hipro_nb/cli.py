@@ -297,6 +297,18 @@ def new_method(
 
 # %% ../nbs/90_cli.ipynb #b4316e4a
 @patch
+def check_views(self:RunSettings,
+    method:Method, # What is to learn from them
+    tasks:Sequence, # The tasks
+)->None:
+    "Refuses views where `method` could not use them, or would have them in training and in validation"
+    if not self.views: return
+    who = f'--views {self.views} with {method.title}'
+    if method.needs_images: raise BadData(f'{who}: it learns inside the image tower and takes no stored features; expected no --views')
+    if {'share', 'holdout'} & set(method_options(type(method))) and (lost := [t.name for t in tasks if t.val is None]):
+        raise BadData(f'{who}: it sets training images aside, and views of one image would be on both sides; expected a validation split in task {lost[0]!r}, or no --views')
+
+@patch
 def encode(self:RunSettings,
     clip:FrozenCLIP, # The frozen model
     tasks:Sequence, # Tasks of images
@@ -307,10 +319,7 @@ def encode(self:RunSettings,
 )->list: # The tasks with features, `views` rows for each training image
     "Features of the tasks; refuses views where a method could not use them, or would have them in training and in validation"
     if not self.views or method is None: return encode_tasks(clip, tasks, store, progress=progress)
-    who = f'--views {self.views} with {method.title}'
-    if method.needs_images: raise BadData(f'{who}: it learns inside the image tower and takes no stored features; expected no --views')
-    if {'share', 'holdout'} & set(method_options(type(method))) and (lost := [t.name for t in tasks if t.val is None]):
-        raise BadData(f'{who}: it sets training images aside, and views of one image would be on both sides; expected a validation split in task {lost[0]!r}, or no --views')
+    self.check_views(method, tasks)
     return encode_views(clip, tasks, self.views, seed, store, progress=progress)
 
 

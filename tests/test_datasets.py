@@ -25,6 +25,7 @@ from tiny import image_folder
 
 from hipro_nb import datasets as ds
 from hipro_nb.cli import run_command, run_fit
+from hipro_nb.compare import run_compare
 from hipro_nb.data import BadData, FeatureStore, load_tensors, open_image
 from hipro_nb.datasets import sources
 from hipro_nb.datasets.domains import office_home_lists, scan_domains
@@ -327,10 +328,10 @@ def test_datasets_library_is_an_extra(tmp, monkeypatch):
 # ------------------------------------------------------------------ from the command line
 
 
-def hipro_fit(*argv):
+def hipro_fit(*argv, run=run_fit):
     "Exit status, and what is said on the standard error stream."
     out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err): status = run_command(run_fit, [str(a) for a in argv])
+    with redirect_stdout(out), redirect_stderr(err): status = run_command(run, [str(a) for a in argv])
     return status, err.getvalue()
 
 
@@ -376,6 +377,26 @@ def test_views_option(squares):
         assert status == 2 and why in err and not (squares / "runs/wrong").exists()
     assert "learns inside the image tower" in fit("vpt", "--views", 2, "--method", "vpt")[1]
     assert "views of one image would be on both sides" in fit("probe", "--views", 2, "--method", "linear_probe")[1]
+
+
+def test_compare_takes_views_and_download(squares, monkeypatch):
+    "The options of `hipro_fit` in `hipro_compare`: same views, same classifiers; what cannot use views is left out and named."
+    words = ["--shots", "2", "--seeds", "1", "--epochs", "4", "--n-ctx", "2", "--lr", "0.1", "--views", "2", "--store", squares / "features"]
+    named = ["squares", "--root", squares / "data"]
+    assert hipro_fit(*named, *words, "--method", "coop", "--out", squares / "early")[0] == 2 and not (squares / "data").exists()
+    status, err = hipro_fit(*named, *words, "--methods", "zero_shot,coop", "--jobs", "0", "--download", "--out", squares / "runs", run=run_compare)
+    assert status == 0, err
+    assert sorted(p.name for p in (squares / "data").iterdir()) == [".squares.tar.unpacked", "squares", "squares.tar"]
+    assert hipro_fit(*named, *words, "--method", "coop", "--out", squares / "runs", "--name", "fit")[0] == 0
+    learned = [sorted(load_tensors(next((squares / "runs").glob(f"{where}/seed1/model.safetensors")))[0].items()) for where in ("squares-*/coop", "fit")]
+    assert [(k, v.numpy().tobytes()) for k, v in learned[0]] == [(k, v.numpy().tobytes()) for k, v in learned[1]]
+    assert json.loads(next((squares / "runs").glob("squares-*/run.json")).read_text())["settings"]["views"] == 2
+    status, err = hipro_fit(*named, *words, "--methods", "coop,linear_probe", "--out", squares / "other", run=run_compare)
+    assert status == 2 and "linear_probe cannot be run: --views 2 with" in err and "views of one image would be on both sides" in err and not (squares / "other").exists()
+    asked = []
+    monkeypatch.setattr("hipro_nb.compare.open_model", lambda *a: asked.append(a))
+    status, err = hipro_fit("squares", "--root", squares / "none", "--model", "RN50-quickgelu", "--pretrained", "openai", "--shots", "1", "--out", squares / "other", run=run_compare)
+    assert status == 2 and "none" in err and not asked, "the data are looked at before weights are fetched"
 
 
 def test_embedded_model_on_a_folder_is_said(squares):
