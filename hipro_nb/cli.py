@@ -36,7 +36,7 @@ from .mini import MINI_TRAIN, mini_clip, mini_tasks
 from .clip import PromptTower, bench_tower, is_faster, load_clip
 from .tree import TaskTree, balanced_tree, plot_affinity
 from .train import NonFiniteLoss, TrainConfig, affinity_overhead, class_index, first_difference
-from .views import encode_views
+from .views import encode_views, warn_of_leaks
 from .datasets import list_datasets, load_tasks
 from .datasets.sources import check_class_names, read_classnames, rename_classes
 from .baselines import METHODS, method_options
@@ -418,7 +418,10 @@ def _fit_seeds(clip, settings:RunSettings, seeds:Sequence, folder:Path, store:Fe
     "Trains every seed that is not finished"
     for k,seed in enumerate(seeds):
         tasks, part = settings.tasks(seed, check=k == 0, download=download and k == 0), folder/f'seed{seed}'
-        if k == 0: check_record(folder, run_record(settings, clip, tasks)); print(_about_to_run(settings, clip, tasks), flush=True)
+        if k == 0:
+            check_record(folder, run_record(settings, clip, tasks))
+            print(_about_to_run(settings, clip, tasks), flush=True)
+            if settings.data not in EMBEDDED: warn_of_leaks(tasks, progress)
         if (part/'results.json').exists(): print(f'seed {seed}: finished before', flush=True); continue
         began = time.perf_counter()
         trained, results = fit_method(clip, tasks, settings, seed, part/'checkpoint', progress, store)

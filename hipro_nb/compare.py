@@ -25,9 +25,9 @@ from tqdm import tqdm
 # %% ../nbs/91_compare.ipynb #5cdf5d6e
 from .data import BadData, FeatureStore, FrozenCLIP, safe_name, write_atomic
 from .train import NonFiniteLoss, TrainConfig
-from .views import encode_views
+from .views import encode_views, warn_of_leaks
 from .hipro import Interval, Method, Result, compare
-from .cli import METHODS, RunSettings, _about_to_run, _look, check_apart, new_method, open_model, parse_seeds, peak_mib, pick_device, run_command, run_record, usual_training
+from .cli import EMBEDDED, METHODS, RunSettings, _about_to_run, _look, check_apart, new_method, open_model, parse_seeds, peak_mib, pick_device, run_command, run_record, usual_training
 
 # %% ../nbs/91_compare.ipynb #4b88793d
 def image_ids(
@@ -648,6 +648,7 @@ def compare_settings(
     clip = open_model(settings.model, settings.pretrained, device)
     tasks = settings.tasks(seeds[0], check=True, download=download)
     print(_about_to_run(settings, clip, tasks), flush=True)
+    if settings.data not in EMBEDDED: warn_of_leaks(tasks, progress)
     names, left_out = runnable(names, clip, settings, tasks, strict)
     record = run_record(settings, clip, tasks)
     record['settings'].pop('method')

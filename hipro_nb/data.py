@@ -258,7 +258,7 @@ def bad_images(
 
 def _refuse_bad(names:Sequence, bad:dict, where:str='')->None:
     lines = ''.join(f'\n  {names[i]} ({t})' for i,t in bad.items())
-    raise BadData(f'{len(bad)} unreadable images{where}, expected whole pictures; mend or remove them, or load the folder with skip_bad_images:{lines}')
+    raise BadData(f'{len(bad)} unreadable images{where}, expected whole pictures; mend or remove them, or leave them out with --skip-bad-images (skip_bad_images=True in Python):{lines}')
 
 # %% ../nbs/00_data.ipynb #7ba88c74
 def _count(images)->int: return images.shape[0] if isinstance(images, (np.ndarray, Tensor)) else len(images)
@@ -544,7 +544,9 @@ def load_image_folder(
 )->list: # The tasks, ordered by name
     "Tasks from `path/<task>/<class>/*` or `path/<task>/{train,val,test}/<class>/*`; raise `BadData` for whatever is wrong."
     if fraction is not None and shots is not None: raise BadData(f'fraction={fraction} and shots={shots}: expected one of the two')
-    path, found = Path(path), _scan(Path(path))
+    path = Path(path)
+    try: found = _scan(path)
+    except OSError as e: raise BadData(f'cannot read {e.filename or path}: {e.strerror or e}; {_layouts}') from e
     tasks = _make_tasks(found, train_list, fraction, shots, seed, {})
     files = [p for parts in found.values() for cs in parts.values() for ps in cs.values() for p in ps]
     if not (bad:=bad_images(files, progress) if check or skip_bad_images else {}): return tasks

@@ -423,10 +423,79 @@ def test_root_missing_file_or_closed(tmp, monkeypatch):
     for name in ds.list_datasets(): refused("Permission denied", ds.load_tasks, name, tmp / "closed")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_no_permission(tmp):
-    (tmp / "closed").mkdir(mode=0)
-    refused("Permission denied", ds.load_tasks, "office_home", tmp / "closed")
+def by_nobody(f):
+    "Run `f` in a child without a superuser's rights: the system's own refusals, not imitated ones. What it raises is raised here."
+    import torchvision.datasets  # noqa: F401, what is imported later may lie where nobody may look
+
+    ours, theirs = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        said = b""
+        try:
+            if os.geteuid() == 0: os.seteuid(65534)
+            f()
+        except BaseException as e: said = f"{type(e).__name__}: {e}".encode()[:4000]
+        finally: os.write(theirs, said); os._exit(0)
+    os.close(theirs)
+    with open(ours) as pipe: said = pipe.read()
+    os.waitpid(pid, 0)
+    assert not said, said
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="a system without user numbers")
+@pytest.mark.parametrize("name,make,closed,why", [
+    ("office_home", lambda t: office_home(t / "office_home"), ".", "cannot read the folder {}: Permission denied; expected ROOT/<task>/<class>/*"),
+    ("office_home", lambda t: office_home(t / "office_home"), "office_home", "office_home: Permission denied; expected ROOT/<task>/<class>/*"),
+    ("office_home", lambda t: office_home(t / "office_home"), "office_home/Art", "office_home/Art: Permission denied"),
+    ("domainnet", lambda t: domain_lists(t / "domainnet", DOMAINS, "splits", ("bed",)), "domainnet/splits/real_test.txt", "cannot read {}: Permission denied"),
+    ("domainnet", lambda t: domain_lists(t / "domainnet", DOMAINS, "splits", ("bed",)), "domainnet/real/bed", "cannot read {}: Permission denied"),
+    ("dtd", the_ten, "dtd/split_zhou_DescribableTextures.json", "cannot read {}: Permission denied"),
+    ("dtd", the_ten, "dtd/images", "dtd/images/abc: Permission denied"),
+    ("fgvc_aircraft", the_ten, "fgvc_aircraft/variants.txt", "cannot read {}: Permission denied"),
+    ("cifar100", cifar_files, "cifar-100-python/train", "cannot read {}: Permission denied"),
+    ("image_folder", own, ".", "cannot read the folder {}: Permission denied"),
+    ("image_folder", own, "art/mug", "cannot read the folder {}: Permission denied"),
+    ("image_folder", lambda t: (own(t), (t / "classnames.txt").write_text("mug cup")), "classnames.txt", "cannot read {}: Permission denied; expected a line for each folder"),
+], ids=lambda v: v if isinstance(v, str) and "{" not in v else "")
+def test_no_permission(tmp, name, make, closed, why):
+    "A folder, a list or a file that may not be read is named, and no source is offered for what is there."
+    root = tmp / "root"
+    tmp.chmod(0o755)
+    make(root)
+    where = root / closed
+    before = sorted(p.relative_to(root) for p in root.rglob("*"))
+    mode = where.stat().st_mode
+    where.chmod(0)
+    try:
+        by_nobody(lambda: refused(why.format(where), ds.load_tasks, name, root, "1shot", counts=False))
+    finally: where.chmod(mode)
+    assert sorted(p.relative_to(root) for p in root.rglob("*")) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="a system without user numbers")
+def test_no_permission_in_the_commands(tmp, monkeypatch):
+    "Data, runs, store and download where nobody may look or write: one line each, nothing written."
+    data = own(tmp / "data")
+    tmp.chmod(0o755)
+    for name, mode in dict(closed=0, listed=0o444, locked=0o555).items():
+        own(tmp / name)
+        (tmp / name).chmod(mode)
+    remote = RemoteFile(f"{serve(monkeypatch, data)}/x.tar", "x.tar", "0" * 32, unpack="")
+    monkeypatch.setitem(sources._registry, "squares", ds.DataSet("squares", "Squares", partial(scan_domains, tasks=["a"], classes=["b"]), "2shot", source="a server", files=(remote,)))
+    more = ["--shots", 1, "--method", "zero_shot", "--seeds", 1]
+    places = [([tmp / "closed"], tmp / "runs", "closed: Permission denied"), ([tmp / "listed"], tmp / "runs", "listed/art: Permission denied"), ([data], tmp / "locked/runs", "cannot write {}/data-zero_shot/run.json: Permission denied"),
+              (["squares", "--root", tmp / "locked/new", "--download"], tmp / "runs", "x.tar.part: Permission denied; expected a folder that can be written. Nothing was fetched")]
+    def all_refused():
+        for argv, out, why in places:
+            status, err = hipro_fit(*argv, *more, "--out", out)
+            assert status == 2 and why.format(out) in err and "Traceback" not in err, (argv, err)
+
+    try: by_nobody(all_refused)
+    finally:
+        for name in ("closed", "listed", "locked"): (tmp / name).chmod(0o755)
+    assert sorted(p.name for p in tmp.iterdir()) == ["closed", "data", "listed", "locked"] and not (tmp / "locked/new").exists()
 
 
 def test_truncated_image(tmp):
@@ -503,7 +572,7 @@ def test_archives(tmp, monkeypatch, members, why):
 def test_wrong_md5(tmp, monkeypatch):
     served = serve(monkeypatch, pictures(tmp / "www", ["a.png"]))
     refused("expected 00000000000000000000000000000000; it was removed", fetch_all, [RemoteFile(f"{served}/a.png", "a.png", "0" * 32)], tmp / "root", progress=False)
-    assert not list((tmp / "root").iterdir())
+    assert not (tmp / "root").exists()
 
 
 def test_full_disk(tmp, monkeypatch):
@@ -530,7 +599,7 @@ def test_no_download_unasked(tmp):
     "The fixture fails on any request; every data set is asked for in an empty folder."
     for name in ds.list_datasets(): refused("", ds.load_tasks, name, tmp)
     refused("cannot be downloaded from here", ds.load_tasks, "office_home", tmp, download=True)
-    refused("or ask for download=True", ds.load_tasks, "cifar100", tmp)
+    refused("or ask for --download", ds.load_tasks, "cifar100", tmp)
 
 
 def test_every_error_says_where_to_get_it(tmp):

@@ -62,6 +62,12 @@ def _attempt(url:str, part:Path, progress:bool, timeout:float)->None:
         raise
 
 # %% ../../nbs/datasets/41_fetch.ipynb #576eb3c9
+def _remove(part:Path, made:Sequence)->None:
+    "Leave nothing of an attempt that failed: neither a part nor folders that were made for it."
+    part.unlink(missing_ok=True)
+    with suppress(OSError):
+        for p in made: p.rmdir()
+
 def fetch(
     remote:RemoteFile, # What to fetch
     root:str|Path, # Folder that its place is relative to
@@ -70,7 +76,7 @@ def fetch(
 )->Path: # The file, whole and right
     "Download a file, or what is missing of it; raise `BadData` where it breaks off or is not the file expected."
     path = Path(root)/remote.path
-    part = path.with_name(path.name+'.part')
+    part, made = path.with_name(path.name+'.part'), [p for p in path.parents if not os.path.exists(p)]
     try:
         if os.path.isfile(path) and file_md5(path)==remote.md5: return path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,10 +86,11 @@ def fetch(
         with suppress(_Complete): _attempt(remote.url, part, progress, timeout)
         got = file_md5(part)
     except (OSError, HTTPException, ValueError) as e:
-        if not (kept := part.stat().st_size if part.exists() else 0): part.unlink(missing_ok=True)
-        raise BadData(f'{remote.url}: the download broke off ({e}); {kept:,} bytes are kept in {part.name}, and the same command goes on from there') from e
+        if kept := part.stat().st_size if part.exists() else 0: raise BadData(f'{remote.url}: the download broke off ({e}); {kept:,} bytes are kept in {part.name}, and the same command goes on from there') from e
+        _remove(part, made)
+        raise BadData(f'{remote.url}: nothing came ({e}); expected a network, and a server that has the file') from e
     if got!=remote.md5:
-        part.unlink()
+        _remove(part, made)
         raise BadData(f'{remote.url}: the file that came has MD5 {got}, expected {remote.md5}; it was removed. Another edition, or damaged on the way')
     os.replace(part, path)
     return path
@@ -127,7 +134,7 @@ def unpack(
             if n not in there: os.replace(work/n, to/n)
         return came
     except tarfile.FilterError as e: raise BadData(f'archive {archive.name}: {e.tarinfo.name!r} leaves the folder or is a device; expected files and folders below it') from e
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError) as e: raise BadData(f'cannot unpack {archive}: {e}; nothing was left behind') from e
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError) as e: raise BadData(f'cannot unpack {archive}: {" ".join(str(e).split())[:200]}; nothing was left behind') from e
     finally: shutil.rmtree(work, ignore_errors=True)
 
 # %% ../../nbs/datasets/41_fetch.ipynb #765ce07c

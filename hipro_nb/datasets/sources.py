@@ -8,7 +8,7 @@ __all__ = ['Protocol', 'read_protocol', 'Pool', 'draw_task', 'DataSet', 'check_c
            'check_present', 'class_words', 'read_classnames', 'rename_classes', 'check_class_names']
 
 # %% ../../nbs/datasets/40_sources.ipynb #1fc67c3d
-import difflib, re, unicodedata, warnings
+import difflib, os, re, unicodedata, warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -139,7 +139,7 @@ def check_counts(
 )->None:
     "Raise `BadData` with the first difference between what was found and what is published."
     if diff:=next(iter(_differences(pools, data)), None):
-        raise BadData(f'{data.title}: {diff}. Obtain it from {data.source or "its authors"}; for a copy that is meant to differ, give its own counts, or counts=False')
+        raise BadData(f'{data.title}: {diff}. Obtain it from {data.source or "its authors"}; for a copy that is meant to differ, ask for --any-counts (counts=False in Python, or counts of its own)')
 
 # %% ../../nbs/datasets/40_sources.ipynb #1f0de2f9
 _registry = {}
@@ -204,8 +204,8 @@ def find_folder(
 )->tuple: # The folder, and its entries by `name_key`
     "A folder below the root, or the root, that has all `wanted`; raise `BadData` that names the first one missing."
     root, keys, best = Path(root).expanduser(), [name_key(w) for w in wanted], None
-    top = entries(root, what, keys + [name_key(i) for i in inner if not (root/i).is_dir()])
-    places = [p for i in inner if (p:=root/i).is_dir() or (p:=top.get(name_key(i), root/'?')).is_dir()] + [root]
+    top = entries(root, what, keys + [name_key(i) for i in inner if not os.path.isdir(root/i)])
+    places = [p for i in inner if os.path.isdir(p:=root/i) or os.path.isdir(p:=top.get(name_key(i), root/'?'))] + [root]
     for p in places:
         found = top if p==root else entries(p, what, keys)
         lost = [w for w,k in zip(wanted, keys) if k not in found]
@@ -241,9 +241,9 @@ def to_split(
 # %% ../../nbs/datasets/40_sources.ipynb #2b2d57d5
 def _lines(path:Path, source:str='')->list:
     "Lines of a text file."
-    try: return path.read_text(encoding='utf-8-sig').splitlines()
+    try: return path.read_text(encoding='utf8').removeprefix('\ufeff').splitlines()
     except UnicodeError as e: raise BadData(f'{path} is no text in UTF-8: expected lines of text') from e
-    except OSError as e: raise BadData(f'no list {path}: {e.strerror or e}' + (f'; obtain it from {source}' if source else '')) from e
+    except FileNotFoundError as e: raise BadData(f'no list {path}' + (f'; obtain it from {source}' if source else '')) from e
 
 def read_list(
     path:Path, # A text file of `relative/path label` lines
@@ -297,8 +297,10 @@ def read_classnames(
 )->dict: # Folder name -> words; empty without the file
     "Read the table of class names beside the folders, if there is one."
     path, out = root/'classnames.txt', {}
-    if not path.is_file(): return {}
-    for i,line in enumerate(_lines(path), 1):
+    if not os.path.isfile(path): return {}
+    try: lines = _lines(path)
+    except OSError as e: raise BadData(f'cannot read {path}: {e.strerror or e}; expected a line for each folder, its name and its words') from e
+    for i,line in enumerate(lines, 1):
         if not line.strip(): continue
         folder, _, words = line.strip().partition('\t' if '\t' in line else ' ')
         if not words.strip(): raise BadData(f"{path}, line {i}: {line[:80]!r}, expected a folder's name and its words, with a tab between them")

@@ -28,7 +28,7 @@ def read_split(
 )->tuple: # Part -> rows of path and label; names by label
     "Read CoOp's split file; raise `BadData` that says what is not as it should be."
     try: d = json.loads(path.read_text(encoding='utf8'))
-    except OSError as e: raise BadData(f'no {path.name} in {path.parent}: {e.strerror or e}; obtain it from {_coop}. It is never made here: a split of one\'s own is not comparable') from e
+    except FileNotFoundError as e: raise BadData(f'no {path.name} in {path.parent}; obtain it from {_coop}. It is never made here: a split of one\'s own is not comparable') from e
     except ValueError as e: raise BadData(f'{path} is damaged ({e}); obtain it from {_coop}') from e
     if not isinstance(d, dict) or not {'train', 'val', 'test'}<=d.keys(): raise BadData(f'{path}: expected the lists train, val and test')
     parts, names = {}, {}
@@ -56,7 +56,7 @@ def scan_split(
     meta:Mapping, # For `Task.meta`
 )->list: # One `Pool`
     "One of the ten, with CoOp's split file."
-    base, _ = find_folder(root, [images] if images!='.' else ['cars_train', 'cars_test'], [folder], f'{folder}/{images} and {folder}/{split}')
+    base, _ = find_folder(root, [images] if images!='.' else ['cars_train', 'cars_test'], [folder], f'{folder}/{images if images!="." else "{cars_train,cars_test}"} and {folder}/{split}')
     parts, names = read_split(base/split)
     check_present(base/images, [n for rows in parts.values() for n,_ in rows], split)
     table = _names.get(name, {})
@@ -102,7 +102,7 @@ _rows = [
  ('sun397', 'SUN397', 'sun397', 'SUN397', 'SUN397', (15880, 3970, 19850), 397, 'a photo of a {}.', 'research', 'https://vision.princeton.edu/projects/2010/SUN/'),
  ('dtd', 'DTD', 'dtd', 'images', 'DescribableTextures', (2820, 1128, 1692), 47, '{} texture.', 'research', 'https://www.robots.ox.ac.uk/~vgg/data/dtd/'),
  ('eurosat', 'EuroSAT', 'eurosat', '2750', 'EuroSAT', (13500, 5400, 8100), 10, 'a centered satellite photo of {}.', 'MIT', 'https://github.com/phelber/EuroSAT'),
- ('ucf101', 'UCF101', 'ucf101', 'UCF-101-midframes', 'UCF101', (7639, 1898, 3783), 101, 'a photo of a person doing {}.', 'research', 'middle frames and split from ' + _coop)]
+ ('ucf101', 'UCF101', 'ucf101', 'UCF-101-midframes', 'UCF101', (7639, 1898, 3783), 101, 'a photo of a person doing {}.', 'research', f'{_coop} (middle frames and split)')]
 _by_class = {'caltech101', 'oxford_pets', 'oxford_flowers', 'fgvc_aircraft'}
 
 # %% ../../nbs/datasets/44_ten.ipynb #ce26aab1

@@ -187,7 +187,7 @@ def scan_hugging_face(
     root = Path(root).expanduser()
     try: from datasets import load_dataset, load_from_disk
     except ImportError as e: raise BadData("Hugging Face data sets need a library that is not installed: pip install datasets, or the extra of this package, pip install '.[hf]'") from e
-    if which and not download: raise BadData(f'data set {which!r} is on the hub: expected download=True, or a folder written by save_to_disk')
+    if which and not download: raise BadData(f'data set {which!r} is on the hub: expected --download (download=True in Python), or a folder written by save_to_disk')
     try: parts = load_dataset(which, cache_dir=str(root)) if which else load_from_disk(str(root))
     except (OSError, ValueError) as e: raise BadData(f'Hugging Face data set {which or root}: {" ".join(str(e).split())[:300]}; expected ' + ('a name on the hub' if which else 'a folder written by save_to_disk')) from e
     return [from_hugging_face(which.rpartition('/')[2] or root.resolve().name, parts if isinstance(parts, Mapping) else dict(train=parts))]
