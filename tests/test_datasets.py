@@ -257,6 +257,33 @@ def test_published_counts():
                                                  dtd=5640, eurosat=27000, ucf101=13320)
 
 
+def test_the_ten_as_coop_has_them():
+    "Sizes, templates, folders and split files of CoOp's repository (datasets/*.py, trainers/zsclip.py, Table 4 of its paper), typed here a second time."
+    rows = dict(caltech101=(4128, 1649, 2465, 100, "a photo of a {}."), oxford_pets=(2944, 736, 3669, 37, "a photo of a {}, a type of pet."), stanford_cars=(6509, 1635, 8041, 196, "a photo of a {}."),
+                oxford_flowers=(4093, 1633, 2463, 102, "a photo of a {}, a type of flower."), food101=(50500, 20200, 30300, 101, "a photo of {}, a type of food."),
+                fgvc_aircraft=(3334, 3333, 3333, 100, "a photo of a {}, a type of aircraft."), sun397=(15880, 3970, 19850, 397, "a photo of a {}."), dtd=(2820, 1128, 1692, 47, "{} texture."),
+                eurosat=(13500, 5400, 8100, 10, "a centered satellite photo of {}."), ucf101=(7639, 1898, 3783, 101, "a photo of a person doing {}."))
+    assert list(rows) == list(ds.the_ten)
+    for name, (train, val, test, k, template) in rows.items():
+        d = ds.the_ten[name]
+        given = d.scan.keywords
+        assert (d.counts, d.n_classes, given["meta"]["template"]) == ({name: dict(train=train, val=val, test=test)}, k, template)
+        if name != "fgvc_aircraft": assert (given["folder"], given["images"], given["split"]) == (TEN[name][0], TEN[name][1] or ".", f"split_zhou_{TEN[name][2]}.json")
+
+
+def test_old_class_names_become_coops(tmp):
+    "A split file of an early version holds the folders' names of Caltech101 and EuroSAT; the table of CoOp's code, typed a second time."
+    new = dict(caltech101=dict(airplanes="airplane", Faces="face", Leopards="leopard", Motorbikes="motorbike", lotus="lotus"),
+               eurosat=dict(AnnualCrop="Annual Crop Land", Forest="Forest", HerbaceousVegetation="Herbaceous Vegetation Land", Highway="Highway or Road", Industrial="Industrial Buildings",
+                            Pasture="Pasture Land", PermanentCrop="Permanent Crop Land", Residential="Residential Buildings", River="River", SeaLake="Sea or Lake"))
+    for name, table in new.items():
+        folder, images, split = TEN[name]
+        rows = {p: [[f"{c}/{p}.jpg", k, c] for k, c in enumerate(table)] for p in ("train", "val", "test")}
+        pictures(tmp / folder / images, [r[0] for rs in rows.values() for r in rs])
+        (tmp / folder / f"split_zhou_{split}.json").write_text(json.dumps(rows))
+        assert ds.load_tasks(name, tmp, "1shot", counts=False)[0].classnames == tuple(table.values())
+
+
 def test_office_caltech10():
     folder = SHARED / "office_caltech10"
     if not folder.is_dir(): pytest.skip("no shared data")
@@ -508,6 +535,14 @@ def test_truncated_image(tmp):
         assert [len(t.test) for t in ds.load_tasks("image_folder", tmp, "2shot", skip_bad_images=True, progress=False)] == [4, 4]
 
 
+def test_only_what_is_looked_for_may_not_collide(tmp):
+    "Names of images are taken as they are (PACS has pairs that differ by a dash), and another library's folder beside the one asked for is nobody's business."
+    domains, classes = ("art_painting", "cartoon", "photo", "sketch"), "dog elephant giraffe guitar horse house person".split()
+    pictures(tmp / "pacs/images", [f"{t}/{c}/n02103406_{n}.png" for t in domains for c in classes for n in ("34-11", "341-1", "3411")])
+    pictures(tmp, ["my_photos/x.png", "my photos/x.png", "caltech101/x.png", "caltech-101/x.png"])
+    assert [len(t.train) + len(t.test) for t in ds.load_tasks("pacs", tmp, "2shot", counts=False)] == [21] * 4
+
+
 def test_case_colliding_names(tmp):
     office_home(tmp)
     (tmp / "ART").mkdir()
@@ -561,7 +596,7 @@ def archive(path, members):
 
 @pytest.mark.parametrize("members,why", [({"art/1.png": b"x", "../evil": b"x"}, "leaves the folder"), ({"/abs/evil": b"x"}, "leaves the folder"),
                                          ({"art/link": "/etc"}, "leaves the folder"), ({"art/link": "../../.."}, "leaves the folder"),
-                                         ({"art/1.png": b"x", "art/hard": ("/etc/passwd", tarfile.LNKTYPE)}, "leaves the folder"), ({"art/null": ("", tarfile.CHRTYPE)}, "leaves the folder")])
+                                         ({"art/1.png": b"x", "art/hard": ("/etc/passwd", tarfile.LNKTYPE)}, "leaves the folder"), ({"art/null": ("", tarfile.CHRTYPE)}, "leaves the folder"), ({"art/1.png": b"x", "Art/2.png": b"x"}, "holds 'art' and 'Art', which differ in case only")])
 def test_archives(tmp, monkeypatch, members, why):
     served = serve(monkeypatch, archive(tmp / "evil.tar", members).parent)
     remote = RemoteFile(f"{served}/evil.tar", "evil.tar", file_md5(tmp / "evil.tar"), unpack="")
