@@ -36,7 +36,7 @@ from .mini import MINI_TRAIN, mini_clip, mini_tasks
 from .clip import PromptTower, bench_tower, is_faster, load_clip
 from .tree import TaskTree, balanced_tree, plot_affinity
 from .train import NonFiniteLoss, TrainConfig, affinity_overhead, class_index, first_difference
-from .views import encode_views
+from .views import encode_views, warn_of_leaks
 from .datasets import list_datasets, load_tasks
 from .datasets.sources import check_class_names, read_classnames, rename_classes
 from .baselines import METHODS, method_options
@@ -297,6 +297,18 @@ def new_method(
 
 # %% ../nbs/90_cli.ipynb #b4316e4a
 @patch
+def check_views(self:RunSettings,
+    method:Method, # What is to learn from them
+    tasks:Sequence, # The tasks
+)->None:
+    "Refuses views where `method` could not use them, or would have them in training and in validation"
+    if not self.views: return
+    who = f'--views {self.views} with {method.title}'
+    if method.needs_images: raise BadData(f'{who}: it learns inside the image tower and takes no stored features; expected no --views')
+    if {'share', 'holdout'} & set(method_options(type(method))) and (lost := [t.name for t in tasks if t.val is None]):
+        raise BadData(f'{who}: it sets training images aside, and views of one image would be on both sides; expected a validation split in task {lost[0]!r}, or no --views')
+
+@patch
 def encode(self:RunSettings,
     clip:FrozenCLIP, # The frozen model
     tasks:Sequence, # Tasks of images
@@ -307,10 +319,7 @@ def encode(self:RunSettings,
 )->list: # The tasks with features, `views` rows for each training image
     "Features of the tasks; refuses views where a method could not use them, or would have them in training and in validation"
     if not self.views or method is None: return encode_tasks(clip, tasks, store, progress=progress)
-    who = f'--views {self.views} with {method.title}'
-    if method.needs_images: raise BadData(f'{who}: it learns inside the image tower and takes no stored features; expected no --views')
-    if {'share', 'holdout'} & set(method_options(type(method))) and (lost := [t.name for t in tasks if t.val is None]):
-        raise BadData(f'{who}: it sets training images aside, and views of one image would be on both sides; expected a validation split in task {lost[0]!r}, or no --views')
+    self.check_views(method, tasks)
     return encode_views(clip, tasks, self.views, seed, store, progress=progress)
 
 
@@ -409,7 +418,10 @@ def _fit_seeds(clip, settings:RunSettings, seeds:Sequence, folder:Path, store:Fe
     "Trains every seed that is not finished"
     for k,seed in enumerate(seeds):
         tasks, part = settings.tasks(seed, check=k == 0, download=download and k == 0), folder/f'seed{seed}'
-        if k == 0: check_record(folder, run_record(settings, clip, tasks)); print(_about_to_run(settings, clip, tasks), flush=True)
+        if k == 0:
+            check_record(folder, run_record(settings, clip, tasks))
+            print(_about_to_run(settings, clip, tasks), flush=True)
+            if settings.data not in EMBEDDED: warn_of_leaks(tasks, progress)
         if (part/'results.json').exists(): print(f'seed {seed}: finished before', flush=True); continue
         began = time.perf_counter()
         trained, results = fit_method(clip, tasks, settings, seed, part/'checkpoint', progress, store)

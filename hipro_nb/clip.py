@@ -188,6 +188,7 @@ def load_clip(
         torch.manual_seed(0)
         try: tokenizer,net = open_clip.get_tokenizer(where),open_clip.create_model(where, tag, pretrained_text=False, force_preprocess_cfg=_beside(file))
         except ImportError as e: raise BadData(f'model {model!r}: its tokenizer or a tower needs a package that is not installed: {e}; for Hugging Face models, pip install transformers') from e
+        except OSError as e: raise BadData(f'model {model!r}' + (f', weights {tag!r}' if tag else '') + f': cannot be fetched or read ({" ".join(str(e).split())[:200]}); expected a network the first time, or a file of weights') from e
         except RuntimeError as e: raise BadData(f'model {model!r}: {str(e)[:300]}') from e
     if file: _load_file(net, model, file)
     preprocess = image_transform_v2(PreprocessCfg(**net.visual.preprocess_cfg), is_train=False)

@@ -23,10 +23,11 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 # %% ../nbs/91_compare.ipynb #5cdf5d6e
-from .data import BadData, FeatureStore, FrozenCLIP, encode_tasks, safe_name, write_atomic
+from .data import BadData, FeatureStore, FrozenCLIP, safe_name, write_atomic
 from .train import NonFiniteLoss, TrainConfig
+from .views import encode_views, warn_of_leaks
 from .hipro import Interval, Method, Result, compare
-from .cli import METHODS, RunSettings, _about_to_run, check_apart, new_method, open_model, parse_seeds, peak_mib, pick_device, run_command, run_record, usual_training
+from .cli import EMBEDDED, METHODS, RunSettings, _about_to_run, _look, check_apart, new_method, open_model, parse_seeds, peak_mib, pick_device, run_command, run_record, usual_training
 
 # %% ../nbs/91_compare.ipynb #4b88793d
 def image_ids(
@@ -138,6 +139,7 @@ def _why_not(make, clip:FrozenCLIP, settings:RunSettings, tasks)->str|None:
         if importlib.util.find_spec(name) is None: return f'it needs the package {name}, which is not installed'
     try:
         method = new_method(settings, clip, 0)
+        settings.check_views(method, tasks)
         if hasattr(method, 'check'): method.check(tasks)
     except BadData as e: return str(e)
 
@@ -319,7 +321,7 @@ def fits_to_do(
 def _seed_data(settings:RunSettings, clip:FrozenCLIP, seed:int, store:FeatureStore, progress:bool)->tuple:
     "Tasks of one seed, as images and as features"
     tasks = settings.tasks(seed)
-    return tasks, encode_tasks(clip, tasks, store, progress=progress)
+    return tasks, encode_views(clip, tasks, settings.views or 1, seed, store, progress=progress)
 
 def _train_here(names, seed, settings, clip, folder, data, failed, strict, progress):
     "One fit after the other, HiPro before its views"
@@ -603,6 +605,8 @@ def run_compare(
     out:str = 'runs', # Folder of runs; what is finished there is used
     root:str|None = None, # Folder that holds the data set that DATA names
     any_counts:bool = False, # Take a data set whose numbers of images are not the published ones?
+    download:bool = False, # Fetch what is missing below ROOT, where the data set has an official address with a checksum?
+    views:int|None = None, # Random views (crop, mirror) of each training image to learn from, encoded once; it must divide the epochs
     reported:bool = False, # Add the paper's averages where data, protocol and backbone are its own?
     report:str|None = None, # File that gets the table's JSON too, for a report notebook
     skip_bad_images:bool = False, # Leave unreadable images out?
@@ -613,8 +617,8 @@ def run_compare(
 )->MethodTable: # Shows itself in a notebook
     "Trains what is missing of methods and seeds, prints the table and writes it as Markdown, LaTeX, CSV and JSON"
     names, wanted, (device, jobs) = chosen_methods(methods), parse_seeds(seeds), _place(data, out, device, jobs)
-    settings = RunSettings(data, model, pretrained, shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images, n_ctx=n_ctx, dtype=dtype, root=root, any_counts=any_counts, **usual_training(data, lr=lr, epochs=epochs, batch_size=batch_size))
-    table = compare_settings(settings, names, wanted, out, methods.strip() != 'all', reported, device, FeatureStore(store or Path(out)/'features'), jobs=jobs)
+    settings = RunSettings(data, model, pretrained, shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images, n_ctx=n_ctx, dtype=dtype, root=root, any_counts=any_counts, views=views, **usual_training(data, lr=lr, epochs=epochs, batch_size=batch_size))
+    table = compare_settings(settings, names, wanted, out, methods.strip() != 'all', reported, device, FeatureStore(store or Path(out)/'features'), jobs=jobs, download=download)
     if report: write_atomic(Path(report), table.to_json())
     return table
 
@@ -637,11 +641,14 @@ def compare_settings(
     store:FeatureStore|None = None, # Where image features are kept
     progress:bool = True, # Show progress bars?
     jobs:int = 0, # Fits at a time, as in `train_missing`
+    download:bool = False, # Fetch what is missing of a data set?
 )->MethodTable: # Of all that is finished
     "Checks everything, trains what is missing, prints and saves the table"
+    if settings.pretrained and not Path(settings.pretrained).exists(): _look(settings, seeds[0], download)
     clip = open_model(settings.model, settings.pretrained, device)
-    tasks = settings.tasks(seeds[0], check=True)
+    tasks = settings.tasks(seeds[0], check=True, download=download)
     print(_about_to_run(settings, clip, tasks), flush=True)
+    if settings.data not in EMBEDDED: warn_of_leaks(tasks, progress)
     names, left_out = runnable(names, clip, settings, tasks, strict)
     record = run_record(settings, clip, tasks)
     record['settings'].pop('method')

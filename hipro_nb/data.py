@@ -228,9 +228,23 @@ def _bar(it, progress:bool, **kw): return tqdm(it, disable=None if progress else
 def _threads()->int: return min(8, os.cpu_count() or 1)
 def _is_file(image)->bool: return isinstance(image, (str, Path))
 
+_sound = set() # Stamps of the files that this process has decoded to their end
+
+def _stamp(file)->int|None:
+    with suppress(OSError): return hash((str(file), (s:=os.stat(file)).st_size, s.st_mtime_ns))
+
 def _trouble(image)->str|None:
+    if (stamp:=_stamp(image) if _is_file(image) else None) in _sound: return None
     try: _open(image, small=True) if _is_file(image) else open_image(image)
-    except Exception as e: return f'{type(e).__name__}: {e}'.replace(str(image), Path(image).name if _is_file(image) else 'image')
+    except Exception as e: return f'{type(e).__name__}: {e}'.replace(str(image), Path(image).name if _is_file(image) else 'image') + _heic_hint(image)
+    if stamp is not None: _sound.add(stamp)
+
+_heic = tuple(b'ftyp'+o for o in (b'heic', b'heix', b'hevc', b'heim', b'heis', b'mif1', b'msf1'))
+
+def _heic_hint(image)->str:
+    "A hint for what telephones write and Pillow does not read; empty for anything else."
+    with suppress(OSError, TypeError), open(image, 'rb') as f: return '; it is a HEIC picture, which is not read here: save it as JPEG' if f.read(12)[4:12] in _heic else ''
+    return ''
 
 # %% ../nbs/00_data.ipynb #fec7b80a
 def bad_images(
@@ -244,7 +258,7 @@ def bad_images(
 
 def _refuse_bad(names:Sequence, bad:dict, where:str='')->None:
     lines = ''.join(f'\n  {names[i]} ({t})' for i,t in bad.items())
-    raise BadData(f'{len(bad)} unreadable images{where}, expected whole pictures; mend or remove them, or load the folder with skip_bad_images:{lines}')
+    raise BadData(f'{len(bad)} unreadable images{where}, expected whole pictures; mend or remove them, or leave them out with --skip-bad-images (skip_bad_images=True in Python):{lines}')
 
 # %% ../nbs/00_data.ipynb #7ba88c74
 def _count(images)->int: return images.shape[0] if isinstance(images, (np.ndarray, Tensor)) else len(images)
@@ -530,7 +544,9 @@ def load_image_folder(
 )->list: # The tasks, ordered by name
     "Tasks from `path/<task>/<class>/*` or `path/<task>/{train,val,test}/<class>/*`; raise `BadData` for whatever is wrong."
     if fraction is not None and shots is not None: raise BadData(f'fraction={fraction} and shots={shots}: expected one of the two')
-    path, found = Path(path), _scan(Path(path))
+    path = Path(path)
+    try: found = _scan(path)
+    except OSError as e: raise BadData(f'cannot read {e.filename or path}: {e.strerror or e}; {_layouts}') from e
     tasks = _make_tasks(found, train_list, fraction, shots, seed, {})
     files = [p for parts in found.values() for cs in parts.values() for ps in cs.values() for p in ps]
     if not (bad:=bad_images(files, progress) if check or skip_bad_images else {}): return tasks

@@ -25,6 +25,7 @@ from tiny import image_folder
 
 from hipro_nb import datasets as ds
 from hipro_nb.cli import run_command, run_fit
+from hipro_nb.compare import run_compare
 from hipro_nb.data import BadData, FeatureStore, load_tensors, open_image
 from hipro_nb.datasets import sources
 from hipro_nb.datasets.domains import office_home_lists, scan_domains
@@ -256,6 +257,33 @@ def test_published_counts():
                                                  dtd=5640, eurosat=27000, ucf101=13320)
 
 
+def test_the_ten_as_coop_has_them():
+    "Sizes, templates, folders and split files of CoOp's repository (datasets/*.py, trainers/zsclip.py, Table 4 of its paper), typed here a second time."
+    rows = dict(caltech101=(4128, 1649, 2465, 100, "a photo of a {}."), oxford_pets=(2944, 736, 3669, 37, "a photo of a {}, a type of pet."), stanford_cars=(6509, 1635, 8041, 196, "a photo of a {}."),
+                oxford_flowers=(4093, 1633, 2463, 102, "a photo of a {}, a type of flower."), food101=(50500, 20200, 30300, 101, "a photo of {}, a type of food."),
+                fgvc_aircraft=(3334, 3333, 3333, 100, "a photo of a {}, a type of aircraft."), sun397=(15880, 3970, 19850, 397, "a photo of a {}."), dtd=(2820, 1128, 1692, 47, "{} texture."),
+                eurosat=(13500, 5400, 8100, 10, "a centered satellite photo of {}."), ucf101=(7639, 1898, 3783, 101, "a photo of a person doing {}."))
+    assert list(rows) == list(ds.the_ten)
+    for name, (train, val, test, k, template) in rows.items():
+        d = ds.the_ten[name]
+        given = d.scan.keywords
+        assert (d.counts, d.n_classes, given["meta"]["template"]) == ({name: dict(train=train, val=val, test=test)}, k, template)
+        if name != "fgvc_aircraft": assert (given["folder"], given["images"], given["split"]) == (TEN[name][0], TEN[name][1] or ".", f"split_zhou_{TEN[name][2]}.json")
+
+
+def test_old_class_names_become_coops(tmp):
+    "A split file of an early version holds the folders' names of Caltech101 and EuroSAT; the table of CoOp's code, typed a second time."
+    new = dict(caltech101=dict(airplanes="airplane", Faces="face", Leopards="leopard", Motorbikes="motorbike", lotus="lotus"),
+               eurosat=dict(AnnualCrop="Annual Crop Land", Forest="Forest", HerbaceousVegetation="Herbaceous Vegetation Land", Highway="Highway or Road", Industrial="Industrial Buildings",
+                            Pasture="Pasture Land", PermanentCrop="Permanent Crop Land", Residential="Residential Buildings", River="River", SeaLake="Sea or Lake"))
+    for name, table in new.items():
+        folder, images, split = TEN[name]
+        rows = {p: [[f"{c}/{p}.jpg", k, c] for k, c in enumerate(table)] for p in ("train", "val", "test")}
+        pictures(tmp / folder / images, [r[0] for rs in rows.values() for r in rs])
+        (tmp / folder / f"split_zhou_{split}.json").write_text(json.dumps(rows))
+        assert ds.load_tasks(name, tmp, "1shot", counts=False)[0].classnames == tuple(table.values())
+
+
 def test_office_caltech10():
     folder = SHARED / "office_caltech10"
     if not folder.is_dir(): pytest.skip("no shared data")
@@ -327,10 +355,10 @@ def test_datasets_library_is_an_extra(tmp, monkeypatch):
 # ------------------------------------------------------------------ from the command line
 
 
-def hipro_fit(*argv):
+def hipro_fit(*argv, run=run_fit):
     "Exit status, and what is said on the standard error stream."
     out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err): status = run_command(run_fit, [str(a) for a in argv])
+    with redirect_stdout(out), redirect_stderr(err): status = run_command(run, [str(a) for a in argv])
     return status, err.getvalue()
 
 
@@ -378,6 +406,26 @@ def test_views_option(squares):
     assert "views of one image would be on both sides" in fit("probe", "--views", 2, "--method", "linear_probe")[1]
 
 
+def test_compare_takes_views_and_download(squares, monkeypatch):
+    "The options of `hipro_fit` in `hipro_compare`: same views, same classifiers; what cannot use views is left out and named."
+    words = ["--shots", "2", "--seeds", "1", "--epochs", "4", "--n-ctx", "2", "--lr", "0.1", "--views", "2", "--store", squares / "features"]
+    named = ["squares", "--root", squares / "data"]
+    assert hipro_fit(*named, *words, "--method", "coop", "--out", squares / "early")[0] == 2 and not (squares / "data").exists()
+    status, err = hipro_fit(*named, *words, "--methods", "zero_shot,coop", "--jobs", "0", "--download", "--out", squares / "runs", run=run_compare)
+    assert status == 0, err
+    assert sorted(p.name for p in (squares / "data").iterdir()) == [".squares.tar.unpacked", "squares", "squares.tar"]
+    assert hipro_fit(*named, *words, "--method", "coop", "--out", squares / "runs", "--name", "fit")[0] == 0
+    learned = [sorted(load_tensors(next((squares / "runs").glob(f"{where}/seed1/model.safetensors")))[0].items()) for where in ("squares-*/coop", "fit")]
+    assert [(k, v.numpy().tobytes()) for k, v in learned[0]] == [(k, v.numpy().tobytes()) for k, v in learned[1]]
+    assert json.loads(next((squares / "runs").glob("squares-*/run.json")).read_text())["settings"]["views"] == 2
+    status, err = hipro_fit(*named, *words, "--methods", "coop,linear_probe", "--out", squares / "other", run=run_compare)
+    assert status == 2 and "linear_probe cannot be run: --views 2 with" in err and "views of one image would be on both sides" in err and not (squares / "other").exists()
+    asked = []
+    monkeypatch.setattr("hipro_nb.compare.open_model", lambda *a: asked.append(a))
+    status, err = hipro_fit("squares", "--root", squares / "none", "--model", "RN50-quickgelu", "--pretrained", "openai", "--shots", "1", "--out", squares / "other", run=run_compare)
+    assert status == 2 and "none" in err and not asked, "the data are looked at before weights are fetched"
+
+
 def test_embedded_model_on_a_folder_is_said(squares):
     status, err = hipro_fit(squares / "made", "--shots", "1", "--method", "zero_shot", "--seeds", "1", "--out", squares / "runs")
     assert status == 0 and "no --model: the embedded model is used" in err
@@ -402,10 +450,79 @@ def test_root_missing_file_or_closed(tmp, monkeypatch):
     for name in ds.list_datasets(): refused("Permission denied", ds.load_tasks, name, tmp / "closed")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_no_permission(tmp):
-    (tmp / "closed").mkdir(mode=0)
-    refused("Permission denied", ds.load_tasks, "office_home", tmp / "closed")
+def by_nobody(f):
+    "Run `f` in a child without a superuser's rights: the system's own refusals, not imitated ones. What it raises is raised here."
+    import torchvision.datasets  # noqa: F401, what is imported later may lie where nobody may look
+
+    ours, theirs = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        said = b""
+        try:
+            if os.geteuid() == 0: os.seteuid(65534)
+            f()
+        except BaseException as e: said = f"{type(e).__name__}: {e}".encode()[:4000]
+        finally: os.write(theirs, said); os._exit(0)
+    os.close(theirs)
+    with open(ours) as pipe: said = pipe.read()
+    os.waitpid(pid, 0)
+    assert not said, said
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="a system without user numbers")
+@pytest.mark.parametrize("name,make,closed,why", [
+    ("office_home", lambda t: office_home(t / "office_home"), ".", "cannot read the folder {}: Permission denied; expected ROOT/<task>/<class>/*"),
+    ("office_home", lambda t: office_home(t / "office_home"), "office_home", "office_home: Permission denied; expected ROOT/<task>/<class>/*"),
+    ("office_home", lambda t: office_home(t / "office_home"), "office_home/Art", "office_home/Art: Permission denied"),
+    ("domainnet", lambda t: domain_lists(t / "domainnet", DOMAINS, "splits", ("bed",)), "domainnet/splits/real_test.txt", "cannot read {}: Permission denied"),
+    ("domainnet", lambda t: domain_lists(t / "domainnet", DOMAINS, "splits", ("bed",)), "domainnet/real/bed", "cannot read {}: Permission denied"),
+    ("dtd", the_ten, "dtd/split_zhou_DescribableTextures.json", "cannot read {}: Permission denied"),
+    ("dtd", the_ten, "dtd/images", "dtd/images/abc: Permission denied"),
+    ("fgvc_aircraft", the_ten, "fgvc_aircraft/variants.txt", "cannot read {}: Permission denied"),
+    ("cifar100", cifar_files, "cifar-100-python/train", "cannot read {}: Permission denied"),
+    ("image_folder", own, ".", "cannot read the folder {}: Permission denied"),
+    ("image_folder", own, "art/mug", "cannot read the folder {}: Permission denied"),
+    ("image_folder", lambda t: (own(t), (t / "classnames.txt").write_text("mug cup")), "classnames.txt", "cannot read {}: Permission denied; expected a line for each folder"),
+], ids=lambda v: v if isinstance(v, str) and "{" not in v else "")
+def test_no_permission(tmp, name, make, closed, why):
+    "A folder, a list or a file that may not be read is named, and no source is offered for what is there."
+    root = tmp / "root"
+    tmp.chmod(0o755)
+    make(root)
+    where = root / closed
+    before = sorted(p.relative_to(root) for p in root.rglob("*"))
+    mode = where.stat().st_mode
+    where.chmod(0)
+    try:
+        by_nobody(lambda: refused(why.format(where), ds.load_tasks, name, root, "1shot", counts=False))
+    finally: where.chmod(mode)
+    assert sorted(p.relative_to(root) for p in root.rglob("*")) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="a system without user numbers")
+def test_no_permission_in_the_commands(tmp, monkeypatch):
+    "Data, runs, store and download where nobody may look or write: one line each, nothing written."
+    data = own(tmp / "data")
+    tmp.chmod(0o755)
+    for name, mode in dict(closed=0, listed=0o444, locked=0o555).items():
+        own(tmp / name)
+        (tmp / name).chmod(mode)
+    remote = RemoteFile(f"{serve(monkeypatch, data)}/x.tar", "x.tar", "0" * 32, unpack="")
+    monkeypatch.setitem(sources._registry, "squares", ds.DataSet("squares", "Squares", partial(scan_domains, tasks=["a"], classes=["b"]), "2shot", source="a server", files=(remote,)))
+    more = ["--shots", 1, "--method", "zero_shot", "--seeds", 1]
+    places = [([tmp / "closed"], tmp / "runs", "closed: Permission denied"), ([tmp / "listed"], tmp / "runs", "listed/art: Permission denied"), ([data], tmp / "locked/runs", "cannot write {}/data-zero_shot/run.json: Permission denied"),
+              (["squares", "--root", tmp / "locked/new", "--download"], tmp / "runs", "x.tar.part: Permission denied; expected a folder that can be written. Nothing was fetched")]
+    def all_refused():
+        for argv, out, why in places:
+            status, err = hipro_fit(*argv, *more, "--out", out)
+            assert status == 2 and why.format(out) in err and "Traceback" not in err, (argv, err)
+
+    try: by_nobody(all_refused)
+    finally:
+        for name in ("closed", "listed", "locked"): (tmp / name).chmod(0o755)
+    assert sorted(p.name for p in tmp.iterdir()) == ["closed", "data", "listed", "locked"] and not (tmp / "locked/new").exists()
 
 
 def test_truncated_image(tmp):
@@ -416,6 +533,14 @@ def test_truncated_image(tmp):
     refused("0.jpg", ds.load_tasks, "image_folder", tmp, "2shot", check_images=True, progress=False)
     with pytest.warns(UserWarning, match="skipped 1 unreadable images: art, all"):
         assert [len(t.test) for t in ds.load_tasks("image_folder", tmp, "2shot", skip_bad_images=True, progress=False)] == [4, 4]
+
+
+def test_only_what_is_looked_for_may_not_collide(tmp):
+    "Names of images are taken as they are (PACS has pairs that differ by a dash), and another library's folder beside the one asked for is nobody's business."
+    domains, classes = ("art_painting", "cartoon", "photo", "sketch"), "dog elephant giraffe guitar horse house person".split()
+    pictures(tmp / "pacs/images", [f"{t}/{c}/n02103406_{n}.png" for t in domains for c in classes for n in ("34-11", "341-1", "3411")])
+    pictures(tmp, ["my_photos/x.png", "my photos/x.png", "caltech101/x.png", "caltech-101/x.png"])
+    assert [len(t.train) + len(t.test) for t in ds.load_tasks("pacs", tmp, "2shot", counts=False)] == [21] * 4
 
 
 def test_case_colliding_names(tmp):
@@ -471,7 +596,7 @@ def archive(path, members):
 
 @pytest.mark.parametrize("members,why", [({"art/1.png": b"x", "../evil": b"x"}, "leaves the folder"), ({"/abs/evil": b"x"}, "leaves the folder"),
                                          ({"art/link": "/etc"}, "leaves the folder"), ({"art/link": "../../.."}, "leaves the folder"),
-                                         ({"art/1.png": b"x", "art/hard": ("/etc/passwd", tarfile.LNKTYPE)}, "leaves the folder"), ({"art/null": ("", tarfile.CHRTYPE)}, "leaves the folder")])
+                                         ({"art/1.png": b"x", "art/hard": ("/etc/passwd", tarfile.LNKTYPE)}, "leaves the folder"), ({"art/null": ("", tarfile.CHRTYPE)}, "leaves the folder"), ({"art/1.png": b"x", "Art/2.png": b"x"}, "holds 'art' and 'Art', which differ in case only")])
 def test_archives(tmp, monkeypatch, members, why):
     served = serve(monkeypatch, archive(tmp / "evil.tar", members).parent)
     remote = RemoteFile(f"{served}/evil.tar", "evil.tar", file_md5(tmp / "evil.tar"), unpack="")
@@ -482,7 +607,7 @@ def test_archives(tmp, monkeypatch, members, why):
 def test_wrong_md5(tmp, monkeypatch):
     served = serve(monkeypatch, pictures(tmp / "www", ["a.png"]))
     refused("expected 00000000000000000000000000000000; it was removed", fetch_all, [RemoteFile(f"{served}/a.png", "a.png", "0" * 32)], tmp / "root", progress=False)
-    assert not list((tmp / "root").iterdir())
+    assert not (tmp / "root").exists()
 
 
 def test_full_disk(tmp, monkeypatch):
@@ -509,7 +634,7 @@ def test_no_download_unasked(tmp):
     "The fixture fails on any request; every data set is asked for in an empty folder."
     for name in ds.list_datasets(): refused("", ds.load_tasks, name, tmp)
     refused("cannot be downloaded from here", ds.load_tasks, "office_home", tmp, download=True)
-    refused("or ask for download=True", ds.load_tasks, "cifar100", tmp)
+    refused("or ask for --download", ds.load_tasks, "cifar100", tmp)
 
 
 def test_every_error_says_where_to_get_it(tmp):

@@ -41,7 +41,7 @@ office_caltech10 = DataSet('office_caltech10', 'Office-Caltech10',
     layout='{amazon,caltech,dslr,webcam}/<class>/*.jpg', source="Gong et al., CVPR 2012 ('Geodesic Flow Kernel'): ask for the images of Office+Caltech10", terms='research')
 
 pacs = DataSet('pacs', 'PACS',
-    partial(scan_domains, tasks=['art_painting', 'cartoon', 'photo', 'sketch'], classes=_pacs7, inner=['images', 'kfold', 'pacs', 'PACS', 'pacs_data']),
+    partial(scan_domains, tasks=['art_painting', 'cartoon', 'photo', 'sketch'], classes=_pacs7, inner=['images', 'kfold', 'pacs/images', 'PACS/images', 'pacs/kfold', 'PACS/kfold', 'pacs', 'PACS', 'pacs_data']),
     protocol='4shot', protocols='share, k-shot', counts=dict(art_painting=2048, cartoon=2344, photo=1670, sketch=3929), n_classes=7,
     layout='images/{art_painting,cartoon,photo,sketch}/<class>/*', source='https://dali-dl.github.io/project_iccv2017.html (Li et al., ICCV 2017)', terms='research')
 
@@ -96,11 +96,12 @@ def scan_lists(
     tasks:Sequence, # Names of the domains
     splits:Sequence, # Folders of the lists, the first that is there counts
     inner:Sequence=('domainnet', 'DomainNet'), # Folders below the root that may hold the domains
+    source:str=_m3sda, # Where the lists are obtained, for the message
 )->list: # A `Pool` with train and test for each domain
     "Domains whose train and test images are listed in text files."
     folder, found = find_folder(root, tasks, inner, f'ROOT/<domain>/<class>/*.jpg with the domains {", ".join(tasks)}')
     where = next((folder/s for s in splits if (folder/s/f'{tasks[0]}_train.txt').is_file()), folder/splits[0])
-    rows = {(t, k): read_list(where/f'{t}_{k}.txt', _m3sda) for t in tasks for k in ('train', 'test')}
+    rows = {(t, k): read_list(where/f'{t}_{k}.txt', source) for t in tasks for k in ('train', 'test')}
     for (t, k),r in rows.items(): check_present(folder, [n for n,_ in r], f'{t}_{k}.txt')
     table = _class_table([o for r in rows.values() for o in r], where.name)
     if odd:=sorted(set(range(len(table)))-table.keys()): raise BadData(f'{where}: no image has label {odd[0]}, expected labels 0 to {max(table)}')
@@ -125,8 +126,9 @@ domainnet = DataSet('domainnet', 'DomainNet', partial(scan_lists, tasks=_six, sp
     counts={t: dict(train=a, test=b) for t,a,b in zip(_six, _n_train, _n_test)}, n_classes=345,
     layout='{clipart,infograph,painting,quickdraw,real,sketch}/<class>/*.jpg, splits/<domain>_{train,test}.txt', source=_m3sda, terms='fair use notice of its authors; research', files=_domainnet_files)
 
-minidomainnet = DataSet('minidomainnet', 'miniDomainNet', partial(scan_lists, tasks=['clipart', 'painting', 'real', 'sketch'], splits=('splits_mini',)), protocol='16shot', protocols='k-shot',
-    n_classes=126, total=140006, layout='DomainNet with splits_mini/<domain>_{train,test}.txt', source='https://github.com/KaiyangZhou/Dassl.pytorch, DATASETS.md (lists); ' + _m3sda, terms="DomainNet's")
+_dassl = 'https://github.com/KaiyangZhou/Dassl.pytorch, DATASETS.md'
+minidomainnet = DataSet('minidomainnet', 'miniDomainNet', partial(scan_lists, tasks=['clipart', 'painting', 'real', 'sketch'], splits=('splits_mini',), source=_dassl), protocol='16shot', protocols='k-shot',
+    n_classes=126, total=140006, layout='DomainNet with splits_mini/<domain>_{train,test}.txt', source=f'{_dassl} (lists); {_m3sda}', terms="DomainNet's")
 
 # %% ../../nbs/datasets/42_domains.ipynb #771a9d2e
 def scan_folder(

@@ -6,12 +6,12 @@
 __all__ = ['RemoteFile', 'file_md5', 'fetch', 'unpack', 'fetch_all']
 
 # %% ../../nbs/datasets/41_fetch.ipynb #666ac6ca
-import hashlib, os, shutil, stat, tarfile, uuid, zipfile
+import hashlib, lzma, os, shutil, stat, tarfile, unicodedata, uuid, zipfile, zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -62,6 +62,12 @@ def _attempt(url:str, part:Path, progress:bool, timeout:float)->None:
         raise
 
 # %% ../../nbs/datasets/41_fetch.ipynb #576eb3c9
+def _remove(part:Path, made:Sequence)->None:
+    "Leave nothing of an attempt that failed: neither a part nor folders that were made for it."
+    part.unlink(missing_ok=True)
+    with suppress(OSError):
+        for p in made: p.rmdir()
+
 def fetch(
     remote:RemoteFile, # What to fetch
     root:str|Path, # Folder that its place is relative to
@@ -70,9 +76,9 @@ def fetch(
 )->Path: # The file, whole and right
     "Download a file, or what is missing of it; raise `BadData` where it breaks off or is not the file expected."
     path = Path(root)/remote.path
-    if path.is_file() and file_md5(path)==remote.md5: return path
-    part = path.with_name(path.name+'.part')
+    part, made = path.with_name(path.name+'.part'), [p for p in path.parents if not os.path.exists(p)]
     try:
+        if os.path.isfile(path) and file_md5(path)==remote.md5: return path
         path.parent.mkdir(parents=True, exist_ok=True)
         part.open('ab').close()
     except OSError as e: raise BadData(f'cannot write {part}: {e.strerror or e}; expected a folder that can be written. Nothing was fetched') from e
@@ -80,17 +86,23 @@ def fetch(
         with suppress(_Complete): _attempt(remote.url, part, progress, timeout)
         got = file_md5(part)
     except (OSError, HTTPException, ValueError) as e:
-        if not (kept := part.stat().st_size if part.exists() else 0): part.unlink(missing_ok=True)
-        raise BadData(f'{remote.url}: the download broke off ({e}); {kept:,} bytes are kept in {part.name}, and the same command goes on from there') from e
+        if kept := part.stat().st_size if part.exists() else 0: raise BadData(f'{remote.url}: the download broke off ({e}); {kept:,} bytes are kept in {part.name}, and the same command goes on from there') from e
+        _remove(part, made)
+        raise BadData(f'{remote.url}: nothing came ({e}); expected a network, and a server that has the file') from e
     if got!=remote.md5:
-        part.unlink()
+        _remove(part, made)
         raise BadData(f'{remote.url}: the file that came has MD5 {got}, expected {remote.md5}; it was removed. Another edition, or damaged on the way')
     os.replace(part, path)
     return path
 
 # %% ../../nbs/datasets/41_fetch.ipynb #c7ab4249
 def _check_names(names:Sequence, archive:Path)->None:
-    for n in names: inside_root(n, f'archive {archive.name}')
+    "Refuse a member that leaves the folder, and two that differ in case only."
+    seen = {}
+    for n in names:
+        parts = PurePosixPath(inside_root(n, f'archive {archive.name}')).parts
+        for p in ('/'.join(parts[:i+1]) for i in range(len(parts))):
+            if (q := seen.setdefault(unicodedata.normalize('NFC', p).casefold(), p))!=p: raise BadData(f'archive {archive.name} holds {q!r} and {p!r}, which differ in case only: expected one of them; unpack it by hand, where the file system tells them apart')
 
 def _unpack_zip(archive:Path, to:Path)->None:
     with zipfile.ZipFile(archive) as z:
@@ -122,7 +134,7 @@ def unpack(
             if n not in there: os.replace(work/n, to/n)
         return came
     except tarfile.FilterError as e: raise BadData(f'archive {archive.name}: {e.tarinfo.name!r} leaves the folder or is a device; expected files and folders below it') from e
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as e: raise BadData(f'cannot unpack {archive}: {e}; nothing was left behind') from e
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError) as e: raise BadData(f'cannot unpack {archive}: {" ".join(str(e).split())[:200]}; nothing was left behind') from e
     finally: shutil.rmtree(work, ignore_errors=True)
 
 # %% ../../nbs/datasets/41_fetch.ipynb #765ce07c
@@ -134,8 +146,8 @@ def fetch_all(
     "Fetch and unpack what is not there yet. Stopped at any moment, it goes on from there when called again."
     for r in remotes:
         note = Path(root)/f'.{Path(r.path).name}.unpacked'
-        said = note.read_text() if note.is_file() else ''
-        if said==r.md5 or r.gives and not said and (Path(root)/r.gives).exists(): continue
+        said = note.read_text() if os.path.isfile(note) else ''
+        if said==r.md5 or r.gives and not said and os.path.exists(Path(root)/r.gives): continue
         archive = fetch(r, root, progress)
         if r.unpack is None: continue
         write_atomic(note, 'begun')

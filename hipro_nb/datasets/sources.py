@@ -8,7 +8,7 @@ __all__ = ['Protocol', 'read_protocol', 'Pool', 'draw_task', 'DataSet', 'check_c
            'check_present', 'class_words', 'read_classnames', 'rename_classes', 'check_class_names']
 
 # %% ../../nbs/datasets/40_sources.ipynb #1fc67c3d
-import difflib, re, unicodedata, warnings
+import difflib, os, re, unicodedata, warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -139,7 +139,7 @@ def check_counts(
 )->None:
     "Raise `BadData` with the first difference between what was found and what is published."
     if diff:=next(iter(_differences(pools, data)), None):
-        raise BadData(f'{data.title}: {diff}. Obtain it from {data.source or "its authors"}; for a copy that is meant to differ, give its own counts, or counts=False')
+        raise BadData(f'{data.title}: {diff}. Obtain it from {data.source or "its authors"}; for a copy that is meant to differ, ask for --any-counts (counts=False in Python, or counts of its own)')
 
 # %% ../../nbs/datasets/40_sources.ipynb #1f0de2f9
 _registry = {}
@@ -173,21 +173,27 @@ def name_key(
     "A name without case, spaces, dashes and underscores."
     return re.sub(r'[\s_-]+', '', unicodedata.normalize('NFKC', name)).casefold()
 
+def _visible(folder:Path, what:str='')->list:
+    "What is in a folder, hidden files left out, ordered by name."
+    hint = f'; expected {what}' if what else ''
+    try: return sorted((p for p in folder.iterdir() if not p.name.startswith('.') and p.name!='__MACOSX'), key=lambda p: p.name)
+    except FileNotFoundError as e: raise BadData(f'no folder {folder}{hint}') from e
+    except NotADirectoryError as e: raise BadData(f'{folder} is a file, not a folder{hint}') from e
+    except OSError as e: raise BadData(f'cannot read the folder {folder}: {e.strerror or e}{hint}') from e
+
 def entries(
     folder:Path, # A folder
     what:str='', # What was expected in it, for the message
+    asked:Iterable|None=None, # `name_key`s that will be looked for; all if None
 )->dict: # `name_key` -> path, hidden files left out
-    "What is in a folder; raise `BadData` where it is missing, a file, unreadable, or has two entries of one name."
-    hint = f'; expected {what}' if what else ''
-    if not folder.exists(): raise BadData(f'no folder {folder}{hint}')
-    if not folder.is_dir(): raise BadData(f'{folder} is a file, not a folder{hint}')
-    try: found = sorted((p for p in folder.iterdir() if not p.name.startswith('.') and p.name!='__MACOSX'), key=lambda p: p.name)
-    except OSError as e: raise BadData(f'cannot read the folder {folder}: {e.strerror or e}{hint}') from e
-    out = {}
-    for p in found:
-        if (k:=name_key(p.name)) in out: raise BadData(f'{folder} holds {out[k].name!r} and {p.name!r}, which differ in case, spaces or dashes only: expected one of them')
+    "What is in a folder; raise `BadData` where it is missing, a file, unreadable, or has two entries of one name that is asked for."
+    out, asked = {}, asked if asked is None else set(asked)
+    for p in _visible(folder, what):
+        k = name_key(p.name)
+        if k in out and (asked is None or k in asked): raise BadData(f'{folder} holds {out[k].name!r} and {p.name!r}, which differ in case, spaces or dashes only: expected one of them')
         out[k] = p
     return out
+
 
 # %% ../../nbs/datasets/40_sources.ipynb #b92f0811
 def find_folder(
@@ -197,12 +203,11 @@ def find_folder(
     what:str='', # Layout, for the message
 )->tuple: # The folder, and its entries by `name_key`
     "A folder below the root, or the root, that has all `wanted`; raise `BadData` that names the first one missing."
-    root = Path(root).expanduser()
-    top = entries(root, what)
-    places = [p for i in inner if (p:=root/i).is_dir() or (p:=top.get(name_key(i), root/'?')).is_dir()] + [root]
-    keys, best = [name_key(w) for w in wanted], None
+    root, keys, best = Path(root).expanduser(), [name_key(w) for w in wanted], None
+    top = entries(root, what, keys + [name_key(i) for i in inner if not os.path.isdir(root/i)])
+    places = [p for i in inner if os.path.isdir(p:=root/i) or os.path.isdir(p:=top.get(name_key(i), root/'?'))] + [root]
     for p in places:
-        found = top if p==root else entries(p, what)
+        found = top if p==root else entries(p, what, keys)
         lost = [w for w,k in zip(wanted, keys) if k not in found]
         if not lost: return p, found
         if best is None or len(lost)<len(best[1]): best = p, lost
@@ -222,7 +227,7 @@ def scan_classes(
     names = {name_key(c): c for c in only} if only else {k: p.name for k,p in found.items()}
     if lost:=[c for k,c in names.items() if k not in found]: raise BadData(f'{who} has no folder for class {lost[0]!r}' + (f' and {len(lost)-1} more' if len(lost)>1 else '') + f' in {folder}')
     if odd:=[p.name for k,p in found.items() if k not in names]: raise BadData(f'{who} has a folder {odd[0]!r} that is not one of its {len(names)} classes')
-    out = {c: sorted((p for p in entries(found[k]).values() if p.suffix.lower() in _images), key=lambda p: p.name) for k,c in names.items()}
+    out = {c: [p for p in _visible(found[k]) if p.suffix.lower() in _images] for k,c in names.items()}
     for c,ps in out.items():
         if not ps: raise BadData(f'{who}, class {c!r} has no images in {found[name_key(c)]}: expected at least 1')
     return out
@@ -236,9 +241,9 @@ def to_split(
 # %% ../../nbs/datasets/40_sources.ipynb #2b2d57d5
 def _lines(path:Path, source:str='')->list:
     "Lines of a text file."
-    try: return path.read_text(encoding='utf8').splitlines()
+    try: return path.read_text(encoding='utf8').removeprefix('\ufeff').splitlines()
     except UnicodeError as e: raise BadData(f'{path} is no text in UTF-8: expected lines of text') from e
-    except OSError as e: raise BadData(f'no list {path}: {e.strerror or e}' + (f'; obtain it from {source}' if source else '')) from e
+    except FileNotFoundError as e: raise BadData(f'no list {path}' + (f'; obtain it from {source}' if source else '')) from e
 
 def read_list(
     path:Path, # A text file of `relative/path label` lines
@@ -249,7 +254,7 @@ def read_list(
     for i,line in enumerate(_lines(path, source), 1):
         if not line.strip(): continue
         name, _, label = line.strip().rpartition(' ')
-        if not name or not label.isdigit(): raise BadData(f"{path}, line {i}: {line[:80]!r}, expected 'relative/path label'")
+        if not name or not re.fullmatch('[0-9]+', label): raise BadData(f"{path}, line {i}: {line[:80]!r}, expected 'relative/path label'")
         out.append((inside_root(name, f'{path.name}, line {i}'), int(label)))
     if not out: raise BadData(f'{path} names no file: expected lines of relative path and label')
     return out
@@ -292,8 +297,10 @@ def read_classnames(
 )->dict: # Folder name -> words; empty without the file
     "Read the table of class names beside the folders, if there is one."
     path, out = root/'classnames.txt', {}
-    if not path.is_file(): return {}
-    for i,line in enumerate(_lines(path), 1):
+    if not os.path.isfile(path): return {}
+    try: lines = _lines(path)
+    except OSError as e: raise BadData(f'cannot read {path}: {e.strerror or e}; expected a line for each folder, its name and its words') from e
+    for i,line in enumerate(lines, 1):
         if not line.strip(): continue
         folder, _, words = line.strip().partition('\t' if '\t' in line else ' ')
         if not words.strip(): raise BadData(f"{path}, line {i}: {line[:80]!r}, expected a folder's name and its words, with a tab between them")

@@ -29,7 +29,13 @@ def _record(name:str, download:bool)->DataSet:
     family, _, which = name.partition(':')
     scans = dict(torchvision=scan_torchvision, huggingface=scan_hugging_face)
     if family not in scans: return find_dataset(name)
-    return DataSet(name, f'{family} {which}'.strip(), partial(scans[family], which=which, download=download), protocols='share, k-shot, all', source=f'the library {family}')
+    return DataSet(name, f'{family} {which}'.strip(), partial(scans[family], which=which, download=download), protocols='share, k-shot, all')
+
+def _told(data:DataSet, why:str)->str:
+    "What is wrong, of which data set, and where it is had: there, or by a download."
+    has, ours = 'obtain it from' in why.casefold() or data is image_folder, any(Path(f.path).name in why for f in data.files)
+    where = f'. Obtain it from {data.source}' if data.source and not has else ''
+    return (why if why.startswith(data.title) else f'{data.title}: {why}') + where + (', or ask for --download (download=True in Python)' if data.files and (where or ours) else '')
 
 def _scanned(data:DataSet, root:Path, how:Protocol)->list:
     "Pools that agree with the record; an error says where the data are obtained."
@@ -37,9 +43,8 @@ def _scanned(data:DataSet, root:Path, how:Protocol)->list:
         pools = data.scan(root, how)
         check_counts(pools, data)
         return pools
-    except BadData as e:
-        if data.source in str(e) or not data.source: raise
-        raise BadData(f'{data.title}: {e}. Obtain it from {data.source}' + (', or ask for download=True' if data.files else '')) from e
+    except BadData as e: raise BadData(_told(data, str(e))) from e
+    except OSError as e: raise BadData(f'{data.title}: cannot read {e.filename or root}: {e.strerror or e}; expected files that can be read. Nothing was changed') from e
 
 def _pools(data:DataSet, root:Path, how:Protocol, download:bool, progress:bool)->list:
     try: return _scanned(data, root, how)
@@ -47,7 +52,7 @@ def _pools(data:DataSet, root:Path, how:Protocol, download:bool, progress:bool)-
         if not download: raise
         if not data.files: raise BadData(f'{e}. It has no direct address with a checksum, so it cannot be downloaded from here') from e
     fetch_all(data.files, root, progress)
-    return _scanned(data, root, how)
+    return _scanned(replace(data, files=()), root, how)
 
 # %% ../../nbs/datasets/45_tasks.ipynb #c1aa73d1
 def _readable(pools:list, skip:bool, progress:bool)->list:
@@ -60,7 +65,7 @@ def _readable(pools:list, skip:bool, progress:bool)->list:
             found += [f'{p.name}, {k}: {s.images[i]} ({why})' for i,why in bad.items()]
             parts[k] = s.subset([i for i in range(len(s)) if i not in bad])
         out.append(replace(p, parts=parts))
-    if found and not skip: raise BadData(f'{len(found)} unreadable images, expected whole pictures; mend or remove them, or skip them: ' + '; '.join(found[:20]))
+    if found and not skip: raise BadData(f'{len(found)} unreadable images, expected whole pictures; mend or remove them, or leave them out with --skip-bad-images (skip_bad_images=True in Python): ' + '; '.join(found[:20]))
     if found: warnings.warn(f'skipped {len(found)} unreadable images: ' + '; '.join(found[:20]))
     return out
 

@@ -18,7 +18,7 @@ from torch import Tensor
 # %% ../../nbs/datasets/44_ten.ipynb #df5032a8
 from ..data import BadData, Split
 from .fetch import RemoteFile
-from .sources import DataSet, Pool, Protocol, check_present, entries, find_folder, inside_root, name_key
+from .sources import DataSet, Pool, Protocol, _lines, check_present, entries, find_folder, inside_root, name_key
 
 # %% ../../nbs/datasets/44_ten.ipynb #1a4e92a7
 _coop = 'https://github.com/KaiyangZhou/CoOp, DATASETS.md'
@@ -28,7 +28,7 @@ def read_split(
 )->tuple: # Part -> rows of path and label; names by label
     "Read CoOp's split file; raise `BadData` that says what is not as it should be."
     try: d = json.loads(path.read_text(encoding='utf8'))
-    except OSError as e: raise BadData(f'no {path.name} in {path.parent}: {e.strerror or e}; obtain it from {_coop}. It is never made here: a split of one\'s own is not comparable') from e
+    except FileNotFoundError as e: raise BadData(f'no {path.name} in {path.parent}; obtain it from {_coop}. It is never made here: a split of one\'s own is not comparable') from e
     except ValueError as e: raise BadData(f'{path} is damaged ({e}); obtain it from {_coop}') from e
     if not isinstance(d, dict) or not {'train', 'val', 'test'}<=d.keys(): raise BadData(f'{path}: expected the lists train, val and test')
     parts, names = {}, {}
@@ -56,16 +56,14 @@ def scan_split(
     meta:Mapping, # For `Task.meta`
 )->list: # One `Pool`
     "One of the ten, with CoOp's split file."
-    base, _ = find_folder(root, [images] if images!='.' else ['cars_train', 'cars_test'], [folder], f'{folder}/{images} and {folder}/{split}')
+    base, _ = find_folder(root, [images] if images!='.' else ['cars_train', 'cars_test'], [folder], f'{folder}/{images if images!="." else "{cars_train,cars_test}"} and {folder}/{split}')
     parts, names = read_split(base/split)
     check_present(base/images, [n for rows in parts.values() for n,_ in rows], split)
     table = _names.get(name, {})
     return [Pool(name, [table.get(c, c) for c in names], {k: Split([base/images/n for n,_ in rows], [y for _,y in rows]) for k,rows in parts.items()}, meta=dict(meta))]
 
 # %% ../../nbs/datasets/44_ten.ipynb #050b9207
-def _lines(path:Path)->list:
-    try: return [l.strip() for l in path.read_text(encoding='utf8').splitlines() if l.strip()]
-    except OSError as e: raise BadData(f'no list {path}: {e.strerror or e}; it comes with fgvc-aircraft-2013b.tar.gz, in its folder data') from e
+def _rows_of(path:Path)->list: return [l.strip() for l in _lines(path, 'fgvc-aircraft-2013b.tar.gz, in its folder data') if l.strip()]
 
 def scan_aircraft(
     root:str|Path, # Folder of the ten, or of this one
@@ -75,9 +73,9 @@ def scan_aircraft(
 )->list: # One `Pool`
     "FGVCAircraft, with its official train, val and test lists."
     base, _ = find_folder(root, ['images', 'variants.txt'], ['fgvc_aircraft', 'data', 'fgvc-aircraft-2013b/data'], "fgvc_aircraft/images and fgvc_aircraft/variants.txt (the archive's folder data, renamed)")
-    names = _lines(base/'variants.txt')
+    names = _rows_of(base/'variants.txt')
     def _part(k):
-        rows = [l.partition(' ')[::2] for l in _lines(base/f'images_variant_{k}.txt')]
+        rows = [l.partition(' ')[::2] for l in _rows_of(base/f'images_variant_{k}.txt')]
         if odd:=[v for _,v in rows if v not in names]: raise BadData(f'{base}/images_variant_{k}.txt: {odd[0]!r} is not in variants.txt')
         files = [inside_root(f'{n}.jpg', f'images_variant_{k}.txt') for n,_ in rows]
         check_present(base/'images', files, f'images_variant_{k}.txt')
@@ -104,7 +102,7 @@ _rows = [
  ('sun397', 'SUN397', 'sun397', 'SUN397', 'SUN397', (15880, 3970, 19850), 397, 'a photo of a {}.', 'research', 'https://vision.princeton.edu/projects/2010/SUN/'),
  ('dtd', 'DTD', 'dtd', 'images', 'DescribableTextures', (2820, 1128, 1692), 47, '{} texture.', 'research', 'https://www.robots.ox.ac.uk/~vgg/data/dtd/'),
  ('eurosat', 'EuroSAT', 'eurosat', '2750', 'EuroSAT', (13500, 5400, 8100), 10, 'a centered satellite photo of {}.', 'MIT', 'https://github.com/phelber/EuroSAT'),
- ('ucf101', 'UCF101', 'ucf101', 'UCF-101-midframes', 'UCF101', (7639, 1898, 3783), 101, 'a photo of a person doing {}.', 'research', 'middle frames and split from ' + _coop)]
+ ('ucf101', 'UCF101', 'ucf101', 'UCF-101-midframes', 'UCF101', (7639, 1898, 3783), 101, 'a photo of a person doing {}.', 'research', f'{_coop} (middle frames and split)')]
 _by_class = {'caltech101', 'oxford_pets', 'oxford_flowers', 'fgvc_aircraft'}
 
 # %% ../../nbs/datasets/44_ten.ipynb #ce26aab1

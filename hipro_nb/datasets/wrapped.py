@@ -87,7 +87,7 @@ def _pixels(x)->np.ndarray:
 def _listed(ds)->tuple|None:
     "Files and labels, where the set has a list of files."
     for k in ('samples', '_samples'):
-        if hasattr(ds, k): return [Path(p) for p,_ in getattr(ds, k)], [int(y) for _,y in getattr(ds, k)]
+        if hasattr(ds, k) and all(isinstance(p, (str, Path)) for p,_ in getattr(ds, k)[:1]): return [Path(p) for p,_ in getattr(ds, k)], [int(y) for _,y in getattr(ds, k)]
     for k in ('_image_files', '_images'):
         if hasattr(ds, k) and hasattr(ds, '_labels'): return [Path(p) for p in getattr(ds, k)], [int(y) for y in ds._labels]
 
@@ -129,8 +129,11 @@ def scan_torchvision(
     def _part(k):
         try: return kind(root, **(dict(train=k=='train') if 'train' in has else dict(split=k)), **more)
         except ValueError: return None
+        except TypeError as e: raise BadData(f'torchvision.datasets.{which} cannot be made from a root and a split alone ({e}); expected from_torchvision, with the set made by hand') from e
         except (RuntimeError, OSError) as e: raise BadData(f'torchvision.datasets.{which} in {root}: {e}') from e
     sets = {k: s for k in (('train', 'test') if 'train' in has else ('train', 'val', 'test')) if (s:=_part(k)) is not None}
+    if 'split' in has and 'train' not in sets and (s:=_part('trainval')) is not None: sets = dict(train=s) | sets
+    if 'test' not in sets and 'val' in sets: sets['test'] = sets.pop('val')
     if lost:={'train', 'test'}-sets.keys(): raise BadData(f'torchvision.datasets.{which} has no part {min(lost)!r}: expected train and test')
     return [from_torchvision(which.lower(), **sets)]
 
@@ -156,13 +159,14 @@ def from_hugging_face(
     parts:Mapping, # A `DatasetDict`, or part -> `Dataset`
     image:str|None=None, # Column of the pictures; the only one if None
     label:str|None=None, # Column of the labels; the only one with class names if None
+    classnames:Sequence|None=None, # Names of the classes; those of the label column if None
 )->Pool: # All of their images
     "A pool made of Hugging Face data sets; `validation` is read as `val`."
     out = {}
     for k,d in parts.items():
         who = f'data set {name!r}, {k}'
         pictures, labels = _column(d, image, 'Image', who), _column(d, label, 'ClassLabel', who)
-        names = getattr(d.features[labels], 'names', None)
+        names = classnames or getattr(d.features[labels], 'names', None)
         if not names: raise BadData(f'{who}: column {labels!r} has no class names; expected a ClassLabel')
         out[dict(validation='val', valid='val').get(k, k)] = Split(_pictures(d, pictures), [int(y) for y in d[labels]])
     out = {k: out[k] for k in ('train', 'val', 'test') if k in out}
@@ -183,7 +187,7 @@ def scan_hugging_face(
     root = Path(root).expanduser()
     try: from datasets import load_dataset, load_from_disk
     except ImportError as e: raise BadData("Hugging Face data sets need a library that is not installed: pip install datasets, or the extra of this package, pip install '.[hf]'") from e
-    if which and not download: raise BadData(f'data set {which!r} is on the hub: expected download=True, or a folder written by save_to_disk')
+    if which and not download: raise BadData(f'data set {which!r} is on the hub: expected --download (download=True in Python), or a folder written by save_to_disk')
     try: parts = load_dataset(which, cache_dir=str(root)) if which else load_from_disk(str(root))
     except (OSError, ValueError) as e: raise BadData(f'Hugging Face data set {which or root}: {" ".join(str(e).split())[:300]}; expected ' + ('a name on the hub' if which else 'a folder written by save_to_disk')) from e
     return [from_hugging_face(which.rpartition('/')[2] or root.resolve().name, parts if isinstance(parts, Mapping) else dict(train=parts))]
