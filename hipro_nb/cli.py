@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # %% ../nbs/90_cli.ipynb #cbac9f1d
-from .data import BadData, FeatureStore, Features, FrozenCLIP, Task, encode_tasks, load_image_folder, safe_name, save_tensors, write_atomic
+from .data import BadData, FeatureStore, Features, FrozenCLIP, Task, encode_tasks, load_image_folder, load_tensors, safe_name, save_tensors, write_atomic
 from .mini import MINI_TRAIN, mini_clip, mini_tasks
 from .clip import PromptTower, bench_tower, is_faster, load_clip
 from .tree import TaskTree, balanced_tree, plot_affinity
@@ -94,6 +94,8 @@ def pick_device(
     try: kind = torch.device(device).type
     except RuntimeError: raise BadData(f'device {device!r}: expected auto, cpu, cuda, or one of several GPUs, such as cuda:1') from None
     if kind == 'cuda' and not torch.cuda.is_available(): raise BadData(f'device {device!r}: this machine shows no GPU to PyTorch; use --device cpu')
+    try: torch.ones(1, device=device).tolist()
+    except (RuntimeError, AssertionError) as e: raise BadData(f'device {device!r}: PyTorch cannot compute there ({str(e).splitlines()[0][:100]}); use --device cpu') from None
     return device
 
 def open_model(
@@ -155,6 +157,7 @@ def parse_seeds(
     except ValueError: spans = [[]]
     if len(spans) == 1 and len(spans[0]) == 1: spans = [[1, spans[0][0]]]
     if any(len(s) not in (1,2) or s[-1] < s[0] for s in spans): raise BadData(f"--seeds {text}: expected a number of seeds such as 3, or seeds such as 4,7 or 10-14")
+    if (runs := sum(s[-1] - s[0] + 1 for s in spans)) > 1000: raise BadData(f'--seeds {text}: {runs} runs; expected at most 1000. The one seed 7 is written 7-7')
     return tuple(sorted({s for span in spans for s in range(span[0], span[-1]+1)}))
 
 # %% ../nbs/90_cli.ipynb #389d4c4c
@@ -242,8 +245,10 @@ def read_run(
     folder:str|Path, # Folder of a run
 )->dict: # `settings`, `clip` and `tasks`
     "What a run recorded about itself; `BadData` where there is no run"
-    try: return json.loads((Path(folder)/'run.json').read_text(encoding='utf8'))
+    try: found = json.loads((Path(folder)/'run.json').read_text(encoding='utf8'))
     except (OSError, ValueError) as e: raise BadData(f'{folder} holds no run ({type(e).__name__} at run.json); expected a folder made by hipro_fit or hipro_demo') from None
+    if not isinstance(found, dict) or not isinstance(found.get('settings'), dict): raise BadData(f"{Path(folder)/'run.json'} is not what hipro_fit or hipro_demo writes: expected settings, clip and tasks")
+    return found
 
 # %% ../nbs/90_cli.ipynb #8ba7f084
 def write_results(
@@ -258,7 +263,7 @@ def read_results(
 )->list: # A `Result` per method
     "Reads them back; `BadData` for a file that holds something else"
     try: return [Result.from_json(json.dumps(r)) for r in json.loads(Path(path).read_text(encoding='utf8'))]
-    except (OSError, ValueError, TypeError) as e: raise BadData(f'{path} holds no results: {e}') from None
+    except (OSError, ValueError, TypeError) as e: raise BadData(f'{path} holds no results: {e}; expected what hipro_fit writes') from None
 
 def save_figures(
     folder:Path, # Where to
@@ -387,7 +392,14 @@ def finished_seeds(
     folder:Path, # Folder of a run
 )->list: # Ascending
     "The seeds that a run has finished"
-    return sorted(int(p.parent.name[4:]) for p in folder.glob('seed*/results.json'))
+    return sorted(int(p.parent.name[4:]) for p in folder.glob('seed*/results.json') if p.parent.name[4:].isdecimal())
+
+def _check_finished(folder:Path)->None:
+    "Reads what is finished, before other seeds are trained to stand beside it"
+    for s in finished_seeds(folder):
+        part = folder/f'seed{s}'
+        try: read_results(part/'results.json'); load_tensors(part/'model.safetensors')
+        except BadData as e: raise BadData(f'{e}. Without the folder {part} this seed is run again') from None
 
 def collect(
     folder:Path, # Folder of the run
@@ -449,6 +461,7 @@ def fit_settings(
     "Runs all seeds, prints the table and leaves everything in `folder`"
     check_apart(settings.data, folder.parent)
     check_free(folder, resume)
+    _check_finished(folder)
     if settings.model is None and settings.pretrained is None and settings.data not in EMBEDDED: warnings.warn('no --model: the embedded model is used, which has seen nothing but drawings; for photographs, name one, as --model RN50-quickgelu --pretrained openai')
     if settings.pretrained and not Path(settings.pretrained).exists(): _look(settings, seeds[0], download)
     clip = open_model(settings.model, settings.pretrained, device)
@@ -509,7 +522,7 @@ def load_run(
     there = finished_seeds(folder)
     if not there: raise BadData(f'{run} has no finished seed; hipro_fit ... --resume finishes it')
     if seed is not None and seed not in there: raise BadData(f"{run} has no finished seed {seed}; there are {', '.join(map(str, there))}")
-    clip = open_model(model or settings['model'], pretrained or (None if model else settings['pretrained']), device)
+    clip = open_model(model or settings.get('model'), pretrained or (None if model else settings.get('pretrained')), device)
     return Method.load(folder/f'seed{there[0] if seed is None else seed}'/'model.safetensors', clip)
 
 # %% ../nbs/90_cli.ipynb #7c0d2b1f
@@ -572,7 +585,7 @@ def run_demo(
 )->list: # A `Result` per method
     "The embedded benchmark: zero-shot, CoOp, CoOp-MTL, Shr+Ind and HiPro; writes OUT/demo"
     folder, settings = Path(out)/'demo', RunSettings(**(DEMO | ({} if epochs is None else dict(epochs=epochs))))
-    if not resume and (folder/'run.json').exists() and read_run(folder)['settings']['data'] in EMBEDDED:
+    if not resume and (folder/'run.json').exists() and read_run(folder)['settings'].get('data') in EMBEDDED:
         for part in folder.glob('seed*'): shutil.rmtree(part)
     return fit_settings(settings, parse_seeds(seeds), folder, resume)
 

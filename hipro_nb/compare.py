@@ -11,8 +11,10 @@ __all__ = ['VIEWS', 'DEAREST', 'image_ids', 'paired_hits', 'image_interval', 'me
 # %% ../nbs/91_compare.ipynb #ab353e28
 import csv, hashlib, importlib.util, io, json, multiprocessing, os, pickle, shutil, signal, sys, threading, time, traceback, warnings
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -23,11 +25,12 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 # %% ../nbs/91_compare.ipynb #5cdf5d6e
-from .data import BadData, FeatureStore, FrozenCLIP, safe_name, write_atomic
+from .data import BadData, FeatureStore, FrozenCLIP, load_tensors, safe_name, write_atomic
 from .train import NonFiniteLoss, TrainConfig
 from .views import encode_views, warn_of_leaks
 from .hipro import Interval, Method, Result, compare
 from .cli import EMBEDDED, METHODS, RunSettings, _about_to_run, _look, check_apart, new_method, open_model, parse_seeds, peak_mib, pick_device, run_command, run_record, usual_training
+
 
 # %% ../nbs/91_compare.ipynb #4b88793d
 def image_ids(
@@ -229,30 +232,31 @@ def usual_jobs(
 
 # %% ../nbs/91_compare.ipynb #7b1f02c9
 def _alone()->None:
-    "One thread; no signals but the parent's; Ctrl-C for itself when the parent is gone"
+    "One thread, and a group of its own; Ctrl-C, blocked until here, is heard"
     torch.set_num_threads(1)
     if hasattr(os, 'setpgid'): os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler) # a shell starts its background jobs deaf to it
+    if hasattr(signal, 'pthread_sigmask'): signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+def _heed(pipe)->None:
+    "Ctrl-C for this process when the parent ends the pipe"
     def watch():
-        multiprocessing.parent_process().join()
-        signal.raise_signal(signal.SIGINT)
+        "To the main thread, so that it does not sleep on"
+        wait([pipe])
+        if hasattr(signal, 'pthread_kill'): signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        else: signal.raise_signal(signal.SIGINT)
     threading.Thread(target=watch, daemon=True).start()
 
-def _work(pipe, name:str, wanted:Sequence, settings:RunSettings, seed:int, folder:Path, data:bytes, device:str, progress:bool)->None:
-    "One fit in a process of its own; sends what became of it and the warnings"
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter('ignore')
-        warnings.filterwarnings('always', category=UserWarning, module='hipro_nb')
-        try:
-            _alone()
-            given, ids = pickle.loads(data)
-            method = new_method(replace(settings, method=name), open_model(settings.model, settings.pretrained, device), seed)
-            r = _fit_one(method, name, wanted, given, ids, seed, folder, progress)
-            out = f"{r.method} {r.averages[0]:.2f} ({r.facts['cost']['seconds']:.0f} s)"
-        except KeyboardInterrupt: return
-        except (BadData, NonFiniteLoss, OSError) as e: out = e
-        except Exception: out = RuntimeError(f'seed {seed}, {name}:\n{traceback.format_exc()}')
-    pipe.send((out, [str(w.message) for w in heard]))
+def _outcome(name:str, wanted:Sequence, settings:RunSettings, seed:int, folder:Path, data:bytes, device:str, progress:bool)->str|Exception:
+    "One fit: a line about it, or what went wrong"
+    try:
+        given, ids = pickle.loads(data)
+        method = new_method(replace(settings, method=name), open_model(settings.model, settings.pretrained, device), seed)
+        r = _fit_one(method, name, wanted, given, ids, seed, folder, progress)
+        return f"{r.method} {r.averages[0]:.2f} ({r.facts['cost']['seconds']:.0f} s)"
+    except (BadData, NonFiniteLoss, OSError) as e: return e
+    except Exception: return RuntimeError(f'seed {seed}, {name}:\n{traceback.format_exc()}')
+
 
 # %% ../nbs/91_compare.ipynb #7b1f02d1
 class Workers:
@@ -262,46 +266,85 @@ class Workers:
         self.context, self.running = multiprocessing.get_context(kind), {}
         if kind == 'forkserver': self.context.set_forkserver_preload(['hipro_nb.compare'])
 
+@contextmanager
+def _one_thread_each():
+    "Processes that start now have libraries of linear algebra with one thread"
+    names = 'OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'
+    kept = {k: os.environ.get(k) for k in names}
+    os.environ.update(dict.fromkeys(names, '1'))
+    try: yield
+    finally:
+        for k,v in kept.items(): os.environ.pop(k, None) if v is None else os.environ.update({k: v})
+
+def _serve()->None:
+    "Start the fork server, if it does not run, with Ctrl-C blocked"
+    resource_tracker.ensure_running() # takes such a block away, so it comes first
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try: forkserver.ensure_running()
+    finally: signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+# %% ../nbs/91_compare.ipynb #7b1f02e9
+def _work(pipe, name:str, wanted:Sequence, settings:RunSettings, seed:int, folder:Path, device:str, progress:bool)->None:
+    "A process: gets its data, fits, sends what became of it and the warnings"
+    try:
+        _alone()
+        data = pipe.recv_bytes()
+        _heed(pipe)
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter('ignore')
+            warnings.filterwarnings('always', category=UserWarning, module='hipro_nb')
+            out = _outcome(name, wanted, settings, seed, folder, data, device, progress)
+        signal.signal(signal.SIGINT, signal.SIG_IGN) # all is done and stored
+    except (KeyboardInterrupt, EOFError): return # stopped, maybe before there were data
+    with suppress(OSError): pipe.send((out, [str(w.message) for w in heard]))
+
 @patch
 def start(self:Workers,
     job:object, # What `next` gives back with the outcome
+    data:bytes, # Pickled tasks and identities of test images
     *args, # For `_work`, after the pipe
 ):
-    "Start a process; its libraries of linear algebra get one thread too"
-    ours, its = self.context.Pipe(duplex=False)
+    "Start a process and give it its data"
+    ours, its = self.context.Pipe()
     work = importlib.import_module('hipro_nb.compare')._work # by its module's name, which a notebook's own `_work` has not
-    p, kept = self.context.Process(target=work, args=(its, *args), daemon=True), dict(os.environ)
-    os.environ.update(dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'), '1'))
-    try: p.start()
-    finally: os.environ.clear(); os.environ.update(kept)
-    its.close()
+    p = self.context.Process(target=work, args=(its, *args), daemon=True)
+    with _one_thread_each():
+        if self.context.get_start_method() == 'forkserver': _serve()
+        p.start()
     self.running[ours] = p, job
+    its.close()
+    with suppress(OSError): ours.send_bytes(data) # of a process that is dead already, `next` tells
+
 
 # %% ../nbs/91_compare.ipynb #7b1f02f1
 @patch
 def next(self:Workers)->tuple: # The job; a line of text or an exception; warnings
     "Wait for the first process that ends"
     pipe = wait(list(self.running))[0]
-    (p, job), died = self.running.pop(pipe), None
-    try: out = pipe.recv()
-    except EOFError: out = None
+    (p, job), said = self.running[pipe], None
+    with suppress(EOFError, OSError): said = pipe.recv()
     p.join()
-    if out is None: out = RuntimeError(f'its process ended without a word (exit status {p.exitcode}; -9 is what a machine short of memory does): fewer --jobs may help'), []
-    return job, *out
+    del self.running[pipe]
+    pipe.close()
+    if said is None: said = RuntimeError(f'its process ended without a word (exit status {p.exitcode}; -9 is what a machine short of memory does): fewer --jobs may help'), []
+    return job, *said
 
 @patch
 def stop(self:Workers,
     patience:float = 30, # Seconds for their checkpoints
 ):
-    "Interrupt all that run, and wait; those that do not stop are ended"
-    for p,_ in self.running.values():
-        if p.is_alive(): os.kill(p.pid, signal.SIGINT) if os.name == 'posix' else p.terminate()
-    until = time.monotonic() + patience
+    "Interrupt all that run, and wait; those that do not stop in time are killed, and so are all at a second Ctrl-C"
     try:
+        for pipe in self.running: pipe.close()
+        until = time.monotonic() + patience
         for p,_ in self.running.values(): p.join(max(0, until - time.monotonic()))
     finally:
-        for p,_ in self.running.values(): p.terminate(); p.join()
+        for p,_ in self.running.values():
+            if p.is_alive(): p.kill()
+            p.join()
         self.running.clear()
+
 
 # %% ../nbs/91_compare.ipynb #7b1f02d3
 DEAREST = tuple('jscpt mmap mvlpt vpt maple cocoop tag hipro_tag proda hipro pcgrad imtl random_groups shr_ind coop coop_mtl clip_adapter linear_probe zero_shot'.split())
@@ -351,7 +394,7 @@ def _train_apart(names, fits, settings, folder, failed, jobs, strict, progress, 
         while len(workers.running) < jobs:
             job = again.pop() if again else next(fits, None)
             if job is None: return
-            if job[0] not in failed: workers.start(job, job[0], names, settings, job[1], folder, job[2], device, progress and jobs == 1)
+            if job[0] not in failed: workers.start(job, job[2], job[0], names, settings, job[1], folder, device, progress and jobs == 1)
     try:
         start()
         while workers.running:
@@ -416,6 +459,24 @@ def measure_gains(self:MethodTable)->MethodTable: # With `gains`
     best = self.results.get(self.against)
     return self if best is None else replace(self, gains={n: _gain(best, r) for n,r in self.results.items() if n != self.against})
 
+# %% ../nbs/91_compare.ipynb #7b1f02f6
+def _read_run(folder:Path, name:str, seed:int)->Result:
+    "A finished run; `BadData` that names the damaged file"
+    part = folder/name/f'seed{seed}'
+    try:
+        r = Result.from_json((part/'results.json').read_text(encoding='utf8'))
+        if 'cost' not in r.facts: raise BadData('it does not say what it cost')
+    except (OSError, ValueError, TypeError) as e: raise BadData(f"{part/'results.json'} is not what hipro_compare writes: {e}. Without the folder {part} this run is made again") from None
+    return r
+
+def _check_finished(folder:Path, names:Sequence, seeds:Sequence)->None:
+    "Reads what is finished, before other runs are made to stand beside it"
+    for n,s in ((n, s) for n in names for s in seeds if _finished(folder, n, s)):
+        _read_run(folder, n, s)
+        try: load_tensors(folder/n/f'seed{s}'/'model.safetensors')
+        except BadData as e: raise BadData(f"{e}. Without the folder {folder/n/f'seed{s}'} this run is made again") from None
+
+
 # %% ../nbs/91_compare.ipynb #0d932e70
 def _mean_cpu(cost:Sequence)->float|None:
     "Mean of the seconds on a core; None for runs of a version that did not count them"
@@ -430,7 +491,7 @@ def read_runs(
     "Puts the finished runs of a comparison together"
     folder, results, costs = Path(folder), {}, {}
     for n in names:
-        runs = [Result.from_json((folder/n/f'seed{s}'/'results.json').read_text(encoding='utf8')) for s in seeds]
+        runs = [_read_run(folder, n, s) for s in seeds]
         cost = [r.facts['cost'] for r in runs]
         results[n], known = runs[0].merge(*runs[1:]), [c['peak_mib'] for c in cost if c['peak_mib']]
         costs[n] = cost[0] | dict(seconds=float(np.mean([c['seconds'] for c in cost])), cpu_seconds=_mean_cpu(cost), peak_mib=max(known, default=None), resumed=any(c['resumed'] for c in cost))
@@ -654,6 +715,7 @@ def compare_settings(
     record['settings'].pop('method')
     folder = comparison_folder(out, record)
     write_atomic(folder/'run.json', json.dumps(record, indent=1, ensure_ascii=False))
+    _check_finished(folder, names, seeds)
     left_out |= train_missing(names, seeds, settings, clip, folder, store or FeatureStore(None), strict, progress, jobs)
     table = read_runs(folder, [n for n in names if n not in left_out], seeds)
     paper = reported_averages(settings.data, settings.fraction, clip.name, settings.pretrained) if reported and settings.root and not settings.any_counts else {}

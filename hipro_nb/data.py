@@ -403,16 +403,24 @@ _endings = frozenset('.jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .ppm
 _layouts = 'expected PATH/<task>/<class>/* or PATH/<task>/{train,val,test}/<class>/*'
 
 def _visible(folder:Path)->list:
-    try: return sorted((p for p in folder.iterdir() if not p.name.startswith('.') and p.name!='__MACOSX'), key=lambda p: p.name)
+    try: found = sorted((p for p in folder.iterdir() if not p.name.startswith('.') and p.name!='__MACOSX'), key=lambda p: p.name)
     except OSError as e: raise BadData(f'cannot read the folder {folder}: {e.strerror or e}; {_layouts}') from e
+    for p in found:
+        if p.name.encode('utf8', 'replace')!=os.fsencode(p.name): raise BadData(f'{folder} holds the name {os.fsencode(p.name)!r}: expected a name in UTF-8; rename it')
+    return found
 
 def _is_loop(p:Path)->bool: return p.is_symlink() and p.resolve() in (p.parent.resolve(), *p.parent.resolve().parents)
 def _folders(folder:Path)->dict: return {unicodedata.normalize('NFC', p.name): p for p in _visible(folder) if p.is_dir() and not _is_loop(p)}
+def _check_links(folder:Path)->None:
+    "A link to nothing among folders: a task or a class that would be missed without a word"
+    for p in _visible(folder):
+        if p.is_symlink() and not p.exists(): raise BadData(f'{p} is a link that leads nowhere: expected a folder; mend the link or remove it')
 def _images(folder:Path)->list: return [p for p in _visible(folder) if p.suffix.lower() in _endings and not p.is_dir()]
 
 # %% ../nbs/00_data.ipynb #d21dc895
 def _scan_classes(folder:Path, who:str)->dict:
     "Image files of each class folder in `folder`."
+    _check_links(folder)
     if not (found:=_folders(folder)):
         raise BadData(f'{who} has no class folders in {folder}, {"only images" if _images(folder) else "nothing"}: {_layouts}')
     check_names(list(found), f'{who}, class')
@@ -425,6 +433,7 @@ def _scan_classes(folder:Path, who:str)->dict:
 # %% ../nbs/00_data.ipynb #46c7bd04
 def _scan_task(folder:Path, who:str)->dict:
     "Image files of a task by part and class; the one part is `all` where the folders do not say."
+    _check_links(folder)
     subs = _folders(folder)
     if not {'train', 'test'}<=subs.keys() or not _folders(subs['train']): return dict(all=_scan_classes(folder, who))
     if odd:=subs.keys()-{'train', 'val', 'test'}: raise BadData(f'{who} has {min(odd)!r} beside train and test: expected train, val and test alone')
@@ -437,7 +446,9 @@ def _scan_task(folder:Path, who:str)->dict:
 # %% ../nbs/00_data.ipynb #e0e155b7
 def _scan(path:Path)->dict:
     "Image files by task, part and class."
-    if not (found:=_folders(path)): raise BadData(f'no task folders in {path}: {_layouts}')
+    found = _folders(path)
+    _check_links(path)
+    if not found: raise BadData(f'no task folders in {path}: {_layouts}')
     if {'train', 'test'}<=found.keys()<={'train', 'val', 'test'}:
         raise BadData(f'{path} holds train and test itself: {_layouts}, so one folder more, named after the task')
     if all(not _folders(p) and _images(p) for p in found.values()):
