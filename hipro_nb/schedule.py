@@ -21,14 +21,13 @@ import torch.nn.functional as F
 from fastcore.basics import patch, patch_to
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
 # %% ../nbs/12_schedule.ipynb #a4bc0470
 from .bilevel import NotFinite, SeriesDiverges, gradient_calls, hypergradient, largest_curvature, twice_differentiable
 from .causal import CausalMask, ImageBank, MTVLP, causal_effect
 from .data import BadData, FeatureStore, Features, FrozenCLIP, Split, Task, fraction, image_hash, load_tensors, save_tensors
 from .hipro import Method, Result
-from .train import BatchPlan, NonFiniteLoss, TrainConfig, first_difference, lr_at
+from .train import BatchPlan, NonFiniteLoss, TrainConfig, first_difference, lr_at, run_steps, whole_step
 from .visual import VisionTower, has_blocks
 
 # %% ../nbs/12_schedule.ipynb #0a9ebdd1
@@ -115,6 +114,7 @@ class BilevelTrainer:
         self.scheduler.to(self.device)
         self._plan(upper_every)
         self._optimizers(upper_lr)
+        self.clean = True
         self.step, self.uppers, self.skipped, self.counts, self.alpha, self.history, self.totals = 0, 0, 0, Counter(), None, [], None
 
 # %% ../nbs/12_schedule.ipynb #3d62361e
@@ -298,20 +298,20 @@ def upper(self:BilevelTrainer)->bool: # Was the step taken?
 
 # %% ../nbs/12_schedule.ipynb #c87cc914
 @patch
+def train_step(self:BilevelTrainer):
+    "A lower step and, after every M-th where the weights are scheduled, an upper one; both, or none that counts"
+    with whole_step(self):
+        self.lower()
+        if self.weighting == 'scheduled' and self.step % self.M == 0: self.upper()
+
+@patch
 def run(self:BilevelTrainer,
     checkpoint:str|Path|None=None, # File to keep the state in
     progress:bool=True, # Show a bar, if standard error is a terminal
 )->BilevelTrainer: # Itself
     "Train to the end; the upper level only where the weights are scheduled"
     if checkpoint and Path(checkpoint).exists(): self.load(checkpoint)
-    elif checkpoint: self.save(checkpoint)
-    with tqdm(total=self.total_steps, initial=self.step, desc='JSCPT', unit='step', leave=False, disable=None if progress else True) as bar:
-        while self.step < self.total_steps:
-            self.lower()
-            if self.weighting == 'scheduled' and self.step % self.M == 0: self.upper()
-            bar.update()
-            if checkpoint and self.step % self.config.checkpoint_every == 0: self.save(checkpoint)
-    if checkpoint: self.save(checkpoint)
+    run_steps(self, self.train_step, checkpoint, progress, 'JSCPT')
     return self
 
 # %% ../nbs/12_schedule.ipynb #aca8bdf8

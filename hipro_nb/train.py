@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'lr_at', 'BatchPlan', 'class_index', 'ClassRows', 'class_rows', 'PromptTrainer', 'NonFiniteLoss',
-           'prefix_cost', 'Combine', 'tower_key', 'first_difference', 'PromptRun', 'train_prompts', 'affinity_overhead']
+           'whole_step', 'prefix_cost', 'Combine', 'tower_key', 'first_difference', 'run_steps', 'PromptRun',
+           'train_prompts', 'affinity_overhead']
 
 # %% ../nbs/06_train.ipynb #c83179b7
 import hashlib
 import json
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -340,6 +343,26 @@ def check_finite(self:PromptTrainer,
     names = ', '.join(repr(self.tasks[t].name) for t in self.groups[m])
     raise NonFiniteLoss(f"step {self.step}: the {what} of node {self.numbers[m]} (task{'s' * (len(self.groups[m]) > 1)} {names}) is not finite; stopped before the step. Expected a lower lr than {self.config.lr:g}, or features and prompts of ordinary size")
 
+# %% ../nbs/06_train.ipynb #5d1c7a02
+@contextmanager
+def whole_step(
+    trainer, # Its `clean` is False inside the block, and stays so if the block does not end
+):
+    "A block that changes a trainer's state: Ctrl-C waits for its end, a second one does not"
+    usual, came = signal.getsignal(signal.SIGINT), []
+    waits = callable(usual) and threading.current_thread() is threading.main_thread() # elsewhere no signal arrives
+    def note(*args):
+        came.append(args)
+        signal.signal(signal.SIGINT, usual)
+    if waits: signal.signal(signal.SIGINT, note)
+    try:
+        trainer.clean = False
+        yield
+        trainer.clean = True
+    finally:
+        if waits: signal.signal(signal.SIGINT, usual)
+    if came: usual(*came[0])
+
 # %% ../nbs/06_train.ipynb #b4b63861
 @patch
 def train_step(self:PromptTrainer)->Float[Tensor,'M']: # Loss of each node, Eq. 2
@@ -349,12 +372,11 @@ def train_step(self:PromptTrainer)->Float[Tensor,'M']: # Loss of each node, Eq. 
     losses, g, gs, *grads = self.snapshot(task, image) if metered or combined else self.gradients(task, image)
     self.check_finite(losses, g)
     present = torch.bincount(task, minlength=len(self.tasks)) > 0
-    self.clean = False
-    if metered: self._measure(grads[0], losses, present)
-    if combined: self.check_finite(losses, g := self.combine(grads[0], losses, present.to(g.device), self.step, self.lr).view_as(g))
-    self._apply(g, gs, (self.member & present).any(1).tolist())
-    self._note(losses.sum(1))
-    self.clean = True
+    with whole_step(self):
+        if metered: self._measure(grads[0], losses, present)
+        if combined: self.check_finite(losses, g := self.combine(grads[0], losses, present.to(g.device), self.step, self.lr).view_as(g))
+        self._apply(g, gs, (self.member & present).any(1).tolist())
+        self._note(losses.sum(1))
     return losses.sum(1)
 
 # %% ../nbs/06_train.ipynb #b0c0de04
@@ -517,6 +539,28 @@ def load(self:PromptTrainer,
     if self.meter is not None: self.meter.load_state_dict({k: t[f'meter_{k}'] for k in ('total', 'count')})
     if self.combine is not None: self.combine.load_state_dict({k[8:]: v for k, v in t.items() if k.startswith('combine_')})
 
+# %% ../nbs/06_train.ipynb #5d1c7a05
+def run_steps(
+    trainer, # Has `step`, `total_steps`, `config`, `clean` and `save`
+    take:Callable, # Takes one step, that which changes the state in a `whole_step`
+    checkpoint:str|Path|None=None, # File to keep the state in
+    progress:bool=True, # Show a bar, if standard error is a terminal
+    desc:str='steps', # What the bar is called
+):
+    "To the end of training; Ctrl-C keeps the last whole step, a second one only the last checkpoint"
+    if checkpoint and trainer.step == 0: trainer.save(checkpoint)
+    bar = tqdm(total=trainer.total_steps, initial=trainer.step, desc=desc, unit='step', leave=False, disable=None if progress else True)
+    try:
+        while trainer.step < trainer.total_steps:
+            take()
+            bar.update()
+            if checkpoint and trainer.step % trainer.config.checkpoint_every == 0: trainer.save(checkpoint)
+        if checkpoint: trainer.save(checkpoint)
+    except KeyboardInterrupt:
+        if checkpoint and trainer.clean: trainer.save(checkpoint)
+        raise
+    finally: bar.close()
+
 # %% ../nbs/06_train.ipynb #0bcebc65
 @dataclass(eq=False)
 class PromptRun:
@@ -536,18 +580,7 @@ def run(self:PromptTrainer,
     progress:bool=True, # Show a bar, if standard error is a terminal
 ):
     "Train to the end; an interruption or an error leaves a checkpoint that can go on"
-    if checkpoint and self.step == 0: self.save(checkpoint)
-    bar = tqdm(total=self.total_steps, initial=self.step, desc='prompts', unit='step', leave=False, disable=None if progress else True)
-    try:
-        while self.step < self.total_steps:
-            self.train_step()
-            bar.update()
-            if checkpoint and self.step % self.config.checkpoint_every == 0: self.save(checkpoint)
-        if checkpoint: self.save(checkpoint)
-    except KeyboardInterrupt:
-        if checkpoint and self.clean: self.save(checkpoint)
-        raise
-    finally: bar.close()
+    run_steps(self, self.train_step, checkpoint, progress, 'prompts')
 
 # %% ../nbs/06_train.ipynb #0073d307
 @contextmanager

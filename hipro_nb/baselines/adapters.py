@@ -260,18 +260,29 @@ def _join(self:MmAP, n:int):
     self.joint,self.groups,self.of = False,[*self.task_sets, *((i,) for i in range(n))],torch.arange(n)
     self.text_tower = self._tower_for(self.names, 2)
 
+# %% ../../nbs/baselines/28_adapters.ipynb #9e20c4a1
+class _Watch:
+    "The meter of the run that finds the groups; a snapshot counts when its step has been taken."
+    def __init__(self, meter:AffinityMeter): self.meter,self.step,self.seen = meter,0,None
+    def taken(self):
+        if self.seen is not None: self.meter.update(*self.seen)
+        self.step,self.seen = self.step+1,None
+    def state_dict(self): return self.meter.state_dict() | dict(step=torch.tensor(self.step))
+    def load_state_dict(self, state):
+        self.meter.load_state_dict(state)
+        self.step,self.seen = int(state['step']),None
+
 # %% ../../nbs/baselines/28_adapters.ipynb #42c39a7e
 @patch
-def _watched(self:MmAP, meter:AffinityMeter, models:list, task:Int64[Tensor,'B'], image:Int64[Tensor,'B'])->Float[Tensor,'M']:
+def _watched(self:MmAP, watch:_Watch, models:list, task:Int64[Tensor,'B'], image:Int64[Tensor,'B'])->Float[Tensor,'M']:
     "The loss of one set on all tasks; every few steps the tasks' gradients go to the meter."
     means = self._losses(models, task, image)
-    if meter.wants(self._steps) and meter.n_tasks>1:
+    if watch.meter.wants(watch.step) and watch.meter.n_tasks>1:
         present = torch.bincount(task, minlength=len(means))>0
         grads = [torch.cat([g.flatten() for g in torch.autograd.grad(means[t], list(self._prompts(models[0]).values()), retain_graph=True)])
                  if here else None for t,here in enumerate(present.tolist())]
         like = next(g for g in grads if g is not None)
-        meter.update(torch.stack([like*0 if g is None else g for g in grads])[None].cpu(), present)
-    self._steps += 1
+        watch.seen = torch.stack([like*0 if g is None else g for g in grads])[None].cpu(),present
     return means.sum()[None]
 
 # %% ../../nbs/baselines/28_adapters.ipynb #ab8bd298
@@ -284,10 +295,12 @@ def _find_groups(self:MmAP, tasks, path:Path|None, progress:bool)->list:
         if meta.get('identity')!=identity: raise BadData(f'checkpoint {path} is of another run; expected the same images, model and settings, or another folder')
         self.affinity = tensors['affinity']
         return task_groups(self.affinity, min(self.n_groups, len(tasks)))
-    n,meter,self._steps = len(tasks),AffinityMeter(len(tasks), self.snapshot_every, 'cosine'),0
+    n,meter = len(tasks),AffinityMeter(len(tasks), self.snapshot_every, 'cosine')
     self.groups,self.of,self.joint = [tuple(range(n))],torch.zeros(n, dtype=torch.long),True
     few = replace(self.config, epochs=min(self.group_epochs, self.config.epochs))
-    fit_parameters([self._first(0)], lambda *a: self._watched(meter, *a), tasks, few, groups=self.groups, progress=progress, desc='MmAP groups')
+    watch = _Watch(meter)
+    fit_parameters([self._first(0)], lambda *a: self._watched(watch, *a), tasks, few, groups=self.groups, progress=progress, desc='MmAP groups',
+        checkpoint=path and path.with_name('groups.run.safetensors'), identity=self._identity(tasks), watch=watch)
     try: self.affinity = meter.affinity(unseen=0.) if n>1 else torch.ones(1, 1, dtype=torch.float64)
     finally: self.joint = False
     if path is not None: save_tensors(path, dict(affinity=self.affinity), dict(identity=identity))

@@ -15,12 +15,11 @@ import torch
 from fastcore.basics import patch, patch_to
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 from ..data import BadData, FeatureStore, Features, FrozenCLIP, Task, check_tasks, load_tensors, save_tensors
 from ..clip import PromptTower
 from ..loss import member_mask
 from ..tree import TaskTree, random_tree
-from ..train import BatchPlan, NonFiniteLoss, PromptRun, TrainConfig, first_difference, lr_at, train_prompts
+from ..train import BatchPlan, NonFiniteLoss, PromptRun, TrainConfig, first_difference, lr_at, run_steps, train_prompts, whole_step
 from ..hipro import HiPro
 
 # %% ../../nbs/baselines/20_coop.ipynb #9422977d
@@ -212,12 +211,13 @@ class ParameterTrainer:
         config:TrainConfig=TrainConfig(), # Optimiser, epochs, batch, seed
         groups:Sequence|None=None, # Tasks of each model; its own for each task, or all for a single model, if None
         identity:dict|None=None, # What else must agree for a checkpoint to fit, plain values
+        watch:object=None, # Told of every step by `taken()`; with `state_dict` and `load_state_dict` for the checkpoint
     ):
         check_tasks(tasks)
         if groups is None: groups = [tuple(range(len(tasks)))] if len(models) == 1 else [(m,) for m in range(len(models))]
         if len(groups) != len(models) or {t for g in groups for t in g} - set(range(len(tasks))):
             raise BadData(f"{len(models)} models for groups {groups} of {len(tasks)} tasks; expected a group of tasks for each model")
-        self.loss, self.tasks, self.config, self.groups, self.more = loss, tasks, config, groups, identity or {}
+        self.loss, self.tasks, self.config, self.groups, self.more, self.watch = loss, tasks, config, groups, identity or {}, watch
         self.plan = BatchPlan([len(t.train) for t in tasks], config.batch_size, config.seed, config.per_task_batch)
         self.total_steps, self.member = config.epochs*self.plan.steps, member_mask(groups, len(tasks))
         self.step, self.clean, self.history = 0, True, []
@@ -277,12 +277,12 @@ def train_step(self:ParameterTrainer)->Float[Tensor,'M']: # Loss of each model
     grads = torch.autograd.grad(losses.sum(), [p for _,p in named], allow_unused=True)
     self._check_finite(losses, [(m, g) for (m,_),g in zip(named, grads)])
     active = (self.member & (torch.bincount(task, minlength=len(self.tasks)) > 0)).any(1).tolist()
-    self.clean = False
-    for (m,p),g in zip(named, grads): p.grad = g if active[m] else None
-    for group in self.optimizer.param_groups: group['lr'] = lr_at(self.config, epoch)
-    self.optimizer.step()
-    self._note(losses.detach())
-    self.clean = True
+    with whole_step(self):
+        for (m,p),g in zip(named, grads): p.grad = g if active[m] else None
+        for group in self.optimizer.param_groups: group['lr'] = lr_at(self.config, epoch)
+        self.optimizer.step()
+        self._note(losses.detach())
+        if self.watch is not None: self.watch.taken()
     return losses.detach()
 
 # %% ../../nbs/baselines/20_coop.ipynb #db7440ea
@@ -303,7 +303,8 @@ def save(self:ParameterTrainer,
 ):
     "Write all that the next step depends on"
     history = torch.stack(self.history) if self.history else self.loss_sum.new_zeros(0, len(self.models))
-    save_run(path, self._state() | dict(loss_sum=self.loss_sum, history=history), self.step, self.identity())
+    watched = {} if self.watch is None else {f'watch.{k}': v for k,v in self.watch.state_dict().items()}
+    save_run(path, self._state() | watched | dict(loss_sum=self.loss_sum, history=history), self.step, self.identity())
 
 @patch
 def load(self:ParameterTrainer,
@@ -314,6 +315,7 @@ def load(self:ParameterTrainer,
     for k,t in self._state().items(): t.copy_(tensors[k])
     self.loss_sum.copy_(tensors['loss_sum'])
     self.history = list(tensors['history'])
+    if self.watch is not None: self.watch.load_state_dict({k[6:]: v for k,v in tensors.items() if k.startswith('watch.')})
 
 # %% ../../nbs/baselines/20_coop.ipynb #6519070c
 @dataclass(eq=False)
@@ -332,17 +334,7 @@ def run(self:ParameterTrainer,
     desc:str='parameters', # What the bar is called
 ):
     "Train to the end; an interruption leaves a checkpoint that can go on"
-    bar = tqdm(total=self.total_steps, initial=self.step, desc=desc, unit='step', leave=False, disable=None if progress else True)
-    try:
-        while self.step < self.total_steps:
-            self.train_step()
-            bar.update()
-            if checkpoint and self.step % self.config.checkpoint_every == 0: self.save(checkpoint)
-        if checkpoint: self.save(checkpoint)
-    except KeyboardInterrupt:
-        if checkpoint and self.clean: self.save(checkpoint)
-        raise
-    finally: bar.close()
+    run_steps(self, self.train_step, checkpoint, progress, desc)
 
 # %% ../../nbs/baselines/20_coop.ipynb #a92db99c
 def fit_parameters(
@@ -355,9 +347,10 @@ def fit_parameters(
     progress:bool=True, # Show a bar, if standard error is a terminal
     identity:dict|None=None, # What else must agree for a checkpoint to fit, plain values
     desc:str='parameters', # What the bar is called
+    watch:object=None, # Told of every step, and kept in the checkpoint, as `ParameterTrainer` says
 )->FitRun: # Trained parameters
     "Train any parameters under the protocol of all methods"
-    trainer = ParameterTrainer(models, loss, tasks, config, groups, identity)
+    trainer = ParameterTrainer(models, loss, tasks, config, groups, identity, watch)
     if checkpoint and Path(checkpoint).exists(): trainer.load(checkpoint)
     began = time.perf_counter()
     trainer.run(checkpoint, progress, desc)
