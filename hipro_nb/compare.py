@@ -649,6 +649,16 @@ def save_table(
     "Writes `table.md`, `.tex`, `.csv` and `.json`"
     for end,text in dict(md=table.to_markdown(), tex=table.to_latex(), csv=table.to_csv(), json=table.to_json()).items(): write_atomic(folder/f'table.{end}', text)
 
+# %% ../nbs/91_compare.ipynb #7b1f02f8
+def _opened(settings:RunSettings, seed:int, device:str, download:bool, progress:bool)->tuple:
+    "The model, and the tasks of a seed after a look at every image; the data before weights are fetched"
+    if settings.pretrained and not Path(settings.pretrained).exists(): _look(settings, seed, download)
+    clip = open_model(settings.model, settings.pretrained, device)
+    tasks = settings.tasks(seed, check=True, download=download)
+    print(_about_to_run(settings, clip, tasks), flush=True)
+    if settings.data not in EMBEDDED: warn_of_leaks(tasks, progress)
+    return clip, tasks
+
 # %% ../nbs/91_compare.ipynb #dcaf4e2f
 def run_compare(
     data:str, # Folder of tasks, a data set's name (with --root), mini-domains or mini-families
@@ -679,9 +689,7 @@ def run_compare(
     "Trains what is missing of methods and seeds, prints the table and writes it as Markdown, LaTeX, CSV and JSON"
     names, wanted, (device, jobs) = chosen_methods(methods), parse_seeds(seeds), _place(data, out, device, jobs)
     settings = RunSettings(data, model, pretrained, shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images, n_ctx=n_ctx, dtype=dtype, root=root, any_counts=any_counts, views=views, **usual_training(data, lr=lr, epochs=epochs, batch_size=batch_size))
-    table = compare_settings(settings, names, wanted, out, methods.strip() != 'all', reported, device, FeatureStore(store or Path(out)/'features'), jobs=jobs, download=download)
-    if report: write_atomic(Path(report), table.to_json())
-    return table
+    return compare_settings(settings, names, wanted, out, methods.strip() != 'all', reported, device, FeatureStore(store or Path(out)/'features'), jobs=jobs, download=download, report=report)
 
 # %% ../nbs/91_compare.ipynb #f10c5738
 def hipro_compare(
@@ -703,13 +711,10 @@ def compare_settings(
     progress:bool = True, # Show progress bars?
     jobs:int = 0, # Fits at a time, as in `train_missing`
     download:bool = False, # Fetch what is missing of a data set?
+    report:str|None = None, # File that gets the table's JSON too
 )->MethodTable: # Of all that is finished
     "Checks everything, trains what is missing, prints and saves the table"
-    if settings.pretrained and not Path(settings.pretrained).exists(): _look(settings, seeds[0], download)
-    clip = open_model(settings.model, settings.pretrained, device)
-    tasks = settings.tasks(seeds[0], check=True, download=download)
-    print(_about_to_run(settings, clip, tasks), flush=True)
-    if settings.data not in EMBEDDED: warn_of_leaks(tasks, progress)
+    clip, tasks = _opened(settings, seeds[0], device, download, progress)
     names, left_out = runnable(names, clip, settings, tasks, strict)
     record = run_record(settings, clip, tasks)
     record['settings'].pop('method')
@@ -722,4 +727,5 @@ def compare_settings(
     table = replace(table, left_out=left_out, reported=paper)
     save_table(folder, table)
     print(f'\n{table.to_text(shutil.get_terminal_size((160,24)).columns)}\n\n{folder}: table.md, table.tex, table.csv, table.json', flush=True)
+    if report: write_atomic(Path(report), table.to_json())
     return table
