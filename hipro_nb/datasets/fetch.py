@@ -68,6 +68,7 @@ def _remove(part:Path, made:Sequence)->None:
     with suppress(OSError):
         for p in made: p.rmdir()
 
+# %% ../../nbs/datasets/41_fetch.ipynb #576eb3ca
 def fetch(
     remote:RemoteFile, # What to fetch
     root:str|Path, # Folder that its place is relative to
