@@ -467,7 +467,8 @@ def fit_settings(
     clip = open_model(settings.model, settings.pretrained, device)
     _fit_seeds(clip, settings, seeds, folder, store or FeatureStore(None), progress, download)
     results = collect(folder, sorted({*seeds, *finished_seeds(folder)}), settings)
-    print(f'\n{compare(results)}\n\n{folder}: results.json, results.md, seed*/', flush=True)
+    written = [n for n in ('results.json', 'results.md', 'affinity.png', 'tree.svg') if (folder/n).exists()]
+    print(f"\n{compare(results)}\n\n{folder}: {', '.join(written)}, seed*/", flush=True)
     return results
 
 # %% ../nbs/90_cli.ipynb #d3586bcd

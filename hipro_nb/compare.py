@@ -25,7 +25,7 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 # %% ../nbs/91_compare.ipynb #5cdf5d6e
-from .data import BadData, FeatureStore, FrozenCLIP, load_tensors, safe_name, write_atomic
+from .data import BadData, FeatureStore, FrozenCLIP, check_writable, load_tensors, safe_name, write_atomic
 from .train import NonFiniteLoss, TrainConfig
 from .views import encode_views, warn_of_leaks
 from .hipro import Interval, Method, Result, compare
@@ -213,10 +213,11 @@ def train_one(
     return _fit_one(method, name, wanted, list(tasks if method.needs_images else features), ids, seed, folder, progress)
 
 # %% ../nbs/91_compare.ipynb #7b1f02c6
-def _place(data:str, out:str|Path, device:str, jobs:int|None)->tuple:
+def _place(data:str, out:str|Path, device:str, jobs:int|None, report:str|None=None)->tuple:
     "Device and number of jobs, after a look whether all of it can be"
     if jobs is not None and jobs < 0: raise BadData(f'--jobs {jobs}: expected 0 or more')
     check_apart(data, out)
+    if report: check_writable(report)
     device = pick_device(device)
     return device, usual_jobs(device) if jobs is None else jobs
 
@@ -687,7 +688,7 @@ def run_compare(
     jobs:int|None = None, # Fits at a time, each in a process of its own with one thread; 0 fits in this process. If not given: 0 on a GPU, otherwise a job per core and per 2 GiB of free memory
 )->MethodTable: # Shows itself in a notebook
     "Trains what is missing of methods and seeds, prints the table and writes it as Markdown, LaTeX, CSV and JSON"
-    names, wanted, (device, jobs) = chosen_methods(methods), parse_seeds(seeds), _place(data, out, device, jobs)
+    names, wanted, (device, jobs) = chosen_methods(methods), parse_seeds(seeds), _place(data, out, device, jobs, report)
     settings = RunSettings(data, model, pretrained, shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images, n_ctx=n_ctx, dtype=dtype, root=root, any_counts=any_counts, views=views, **usual_training(data, lr=lr, epochs=epochs, batch_size=batch_size))
     return compare_settings(settings, names, wanted, out, methods.strip() != 'all', reported, device, FeatureStore(store or Path(out)/'features'), jobs=jobs, download=download, report=report)
 

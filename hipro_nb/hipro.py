@@ -526,7 +526,7 @@ def _choose_groups(self:HiPro, tasks, checkpoint, progress)->list:
     "The task groups that get a prompt, the leaves first"
     n = len(tasks)
     leaves, root = [(i,) for i in range(n)], [tuple(range(n))]
-    if n == 1: warnings.warn(f"one task only ({tasks[0].name}): {self.title} is then CoOp, a single prompt", stacklevel=4)
+    if n == 1 and self.nodes != 'leaf': warnings.warn(f"one task only ({tasks[0].name}): {self.title} is then CoOp, a single prompt", stacklevel=4)
     if self.nodes == 'tree' and self.planned is None:
         self.tree = self.estimate_tree(tasks, checkpoint, progress) if n > 1 else flat_tree(1)
     if self.nodes == 'tree': return list(self.tree.groups)

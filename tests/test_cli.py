@@ -189,6 +189,7 @@ def test_predict_refuses(run, home, capfd):
         assert hipro_predict(argv) == 2
         err = capfd.readouterr().err
         assert err.startswith("hipro_predict: ") and all(p in err for p in parts), err
+        assert "--skip-bad-images" not in err, "an option that hipro_predict does not have"
 
 
 def test_predict_when_the_model_moved(run, home, tmp_path):
@@ -326,6 +327,19 @@ def test_compare_keeps_what_is_finished(comparison, capfd):
     assert "seed 1: finished before" in capfd.readouterr().out
     assert before == {p: p.read_bytes() for p in folder.glob("*/seed1/*")}
     assert list(read_table(folder / "table.json").results) == ["coop", "hipro"]
+
+
+def test_a_report_that_cannot_be_written_is_told_first(home, tmp_path, capfd):
+    (tmp_path / "there").mkdir()
+    assert hipro_compare([*words(home, seeds=1, name=None, out=tmp_path / "runs"), "--methods", "coop", "--report", str(tmp_path / "there")]) == 2
+    assert "there is a folder; expected the name of a file" in capfd.readouterr().err and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("hipro", (hipro_fit, hipro_compare), ids=("fit", "compare"))
+def test_a_store_that_is_a_file_is_told_first(home, tmp_path, capfd, hipro):
+    (tmp_path / "store").write_text("a letter")
+    assert hipro([*words(home, seeds=1, name=None, out=tmp_path / "runs"), "--store", str(tmp_path / "store")]) == 2
+    assert "store is not a folder" in capfd.readouterr().err and not (tmp_path / "runs").exists()
 
 
 def test_compare_in_a_process_that_is_killed(home, capfd):
