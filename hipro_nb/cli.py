@@ -69,14 +69,16 @@ def run_command(
     func, # A function with docments, named `run_*`
     argv:list|None = None, # Words of the command line; those of the process by default
 )->int: # Exit status: 0, 2 (unusable input) or 130 (interrupted)
-    "Parses the command line, runs the function and turns errors into one line and a status"
+    "Parses the command line, runs the function and turns errors into one line and a status; says each warning once"
     parser = command_parser(func)
     args = vars(parser.parse_args(argv))
-    tell = lambda text: print(f'{parser.prog}: {text}', file=sys.stderr, flush=True)
+    tell, told = lambda text: print(f'{parser.prog}: {text}', file=sys.stderr, flush=True), set()
+    def _warn(message, *args, **kwargs):
+        if str(message) not in told: told.add(str(message)); tell(message)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         warnings.filterwarnings('always', category=UserWarning, module='hipro_nb|__main__')
-        warnings.showwarning = lambda message, *a, **k: tell(message)
+        warnings.showwarning = _warn
         try: func(**args)
         except (BadData, NonFiniteLoss) as e: tell(e); return 2
         except OSError as e: tell(f'{e.filename or "input or output"}: {e.strerror or e}'); return 2

@@ -167,6 +167,11 @@ def _check_offline(model:str, tag:str|None)->None:
     for k in ('hf_model_name','hf_tokenizer_name'):
         if text.get(k) and not tag: raise BadData(f'model {model!r}: its {k} {text[k]!r} would be fetched from the network; name one of its pretrained tags to allow that')
 
+def _unfetched(e:Exception, who:str)->BadData:
+    "What to do where weights or a tokenizer could not be had; the reason is that of the innermost exception."
+    while e.__cause__ or e.__context__: e = e.__cause__ or e.__context__
+    return BadData(f'{who}: cannot be fetched or read ({" ".join(str(e).split())[:200]}); expected a network the first time, or a file of weights as `pretrained`')
+
 def _beside(path:Path|None)->dict:
     "Preprocessing that a configuration beside a file of weights asks for."
     config = path.parent/'open_clip_config.json' if path else None
@@ -188,8 +193,9 @@ def load_clip(
         torch.manual_seed(0)
         try: tokenizer,net = open_clip.get_tokenizer(where),open_clip.create_model(where, tag, pretrained_text=False, force_preprocess_cfg=_beside(file))
         except ImportError as e: raise BadData(f'model {model!r}: its tokenizer or a tower needs a package that is not installed: {e}; for Hugging Face models, pip install transformers') from e
-        except OSError as e: raise BadData(f'model {model!r}' + (f', weights {tag!r}' if tag else '') + f': cannot be fetched or read ({" ".join(str(e).split())[:200]}); expected a network the first time, or a file of weights') from e
-        except RuntimeError as e: raise BadData(f'model {model!r}: {str(e)[:300]}') from e
+        except (OSError, RuntimeError) as e:
+            who = f'model {model!r}' + (f', weights {tag!r}' if tag else '')
+            raise _unfetched(e, who) if isinstance(e, OSError) or 'ownload' in str(e) else BadData(f'{who}: {str(e)[:300]}') from e
     if file: _load_file(net, model, file)
     preprocess = image_transform_v2(PreprocessCfg(**net.visual.preprocess_cfg), is_train=False)
     return FrozenCLIP(_as_clip(net).to(device), tokenizer, preprocess, folder.resolve().name if folder else model)

@@ -99,7 +99,10 @@ class Leak:
         "Is it in train and test of one task?"
         seen = [t for t,p,*_ in self.places if p!='test']
         return any(p=='test' and t in seen for t,p,*_ in self.places)
-    def __str__(self): return ' = '.join(f'{t}, {p} {n}' for t,p,_,n in self.places)
+    def __str__(self):
+        learned, tested = ([o for o in self.places if (o[1]=='test')==k] for k in (False, True))
+        pair = min(((a, b) for a in learned for b in tested), key=lambda ab: ab[0][0]!=ab[1][0])
+        return ' = '.join(f'{t}, {p} {n}' for t,p,_,n in pair) + (f' ({len(self.places)} copies)' if len(self.places)>2 else '')
 
 def find_leaks(
     tasks:Sequence, # Tasks of images
@@ -122,7 +125,9 @@ def warn_of_leaks(
     progress:bool=True, # Show a progress bar on a terminal
 )->None:
     "Warn of pictures that are in training and in test images, with one of them by name."
-    if found:=find_leaks(tasks, progress): warnings.warn(f'{len(found)} {"picture is" if len(found)==1 else "pictures are"} in training and in test images: {found[0]}' + (' and so on' if found[1:] else '') + '; `hipro_nb.views.find_leaks` lists them')
+    if found:=find_leaks(tasks, progress):
+        count = f'{len(found)} pictures are in training and in test images, such as' if found[1:] else '1 picture is in training and in test images:'
+        warnings.warn(f'{count} {found[0]}; `hipro_nb.views.find_leaks` lists them')
 
 
 # %% ../nbs/13_views.ipynb #1d25212e
