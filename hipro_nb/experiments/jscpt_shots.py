@@ -191,9 +191,11 @@ CHOICES = {'zero-shot': dict(method='zero_shot'), **{f'text, lr {lr}': _plain | 
     **{f'CLIP-Adapter, lr {lr}': dict(method='clip_adapter', lr=lr) for lr in (.01, .1, 1.)}}
 
 # %% ../../nbs/experiments/71_jscpt_shots.ipynb #c4b1f0a4
-_wide = (.03, .1, .3, 1.) # of an adapter
-RATES, PHOTO_RATES = ({f'{n}, lr {r:g}': l | dict(lr=r) for n, l in lines.items() if 'lr' in l for r in tried.get(n, (.001, .003, .01, .03) if lines is FAMILIES else (.005, .01, .02, .05))}
-    for lines, tried in ((FAMILIES, {'CLIP-Adapter': _wide, 'CLIP-Adapter-MTL': _wide}), (PHOTOGRAPHS, {'CLIP-Adapter': _wide, 'CLIP-Adapter-MTL': _wide})))
+_wide = {'CLIP-Adapter': (.03, .1, .3, 1.), 'CLIP-Adapter-MTL': (.03, .1, .3, 1.)} # rates of an adapter
+def _tried(lines:dict, usual:tuple, others:dict)->dict: return {f'{n}, lr {r:g}': l | dict(lr=r) for n, l in lines.items() if 'lr' in l for r in others.get(n, usual)}
+
+RATES = _tried(FAMILIES, (.001, .003, .01, .03), _wide | {'CoOp': (.001, .003, .01, .03, .1), 'MVLPT': (.0003, .001, .003, .01, .03)})
+PHOTO_RATES = _tried(PHOTOGRAPHS, (.005, .01, .02, .05), _wide | {'CoOp-MTL': (.002, .005, .01, .02, .05)})
 
 def best_rates(
     grid:dict, # What a run of `RATES` or `PHOTO_RATES` wrote
