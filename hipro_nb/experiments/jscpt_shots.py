@@ -126,13 +126,13 @@ def photo_tasks(
 # %% ../../nbs/experiments/71_jscpt_shots.ipynb #72b371ba
 _own = {k: v for k, v in JSCPT_MINI.items() if k != 'config'}
 FAMILIES = {
-    'zero-shot': dict(method='zero_shot'), 'CoOp': dict(method='coop', n_ctx=4, lr=.01), 'CoOp-MTL': dict(method='coop_mtl', n_ctx=4, lr=.01),
-    'VPT-MTL': dict(method='vpt', shared=True, lr=.01), 'MaPLe-MTL': dict(method='maple', shared=True, lr=.01),
+    'zero-shot': dict(method='zero_shot'), 'CoOp': dict(method='coop', n_ctx=4, lr=.03), 'CoOp-MTL': dict(method='coop_mtl', n_ctx=4, lr=.003),
+    'VPT-MTL': dict(method='vpt', shared=True, lr=.01), 'MaPLe-MTL': dict(method='maple', shared=True, lr=.003),
     'CLIP-Adapter': dict(method='clip_adapter', lr=.1), 'CLIP-Adapter-MTL': dict(method='clip_adapter', shared=True, lr=.1),
-    'MVLPT': dict(method='mvlpt', n_ctx=4, lr=.003), 'MmAP': dict(method='mmap', lr=.003), 'JSCPT': dict(method='jscpt', lr=.003, epochs={1: 50, 2: 50, 4: 25, 8: 16, 16: 9}, **_own)}
+    'MVLPT': dict(method='mvlpt', n_ctx=4, lr=.001), 'MmAP': dict(method='mmap', lr=.01), 'JSCPT': dict(method='jscpt', lr=.003, epochs={1: 50, 2: 50, 4: 25, 8: 16, 16: 9}, **_own)}
 PHOTOGRAPHS = {
-    'zero-shot': dict(method='zero_shot'), 'CoOp': dict(method='coop', lr=.02), 'CoOp-MTL': dict(method='coop_mtl', lr=.02),
-    'CLIP-Adapter': dict(method='clip_adapter', lr=.5), 'CLIP-Adapter-MTL': dict(method='clip_adapter', shared=True, lr=.5),
+    'zero-shot': dict(method='zero_shot'), 'CoOp': dict(method='coop', lr=.01), 'CoOp-MTL': dict(method='coop_mtl', lr=.005),
+    'CLIP-Adapter': dict(method='clip_adapter', lr=.3), 'CLIP-Adapter-MTL': dict(method='clip_adapter', shared=True, lr=.3),
     'JSCPT': dict(method='jscpt', n_visual=0, position='end', upper_lr=.04, lr=.02, epochs={1: 100, 2: 100, 4: 33, 8: 17, 16: 9})}
 EPOCHS = dict(families={1: 50, 2: 50, 4: 25, 8: 12, 16: 8}, photographs={1: 100, 2: 50, 4: 25, 8: 13, 16: 8})
 BATCH = dict(families=96, photographs=40)
