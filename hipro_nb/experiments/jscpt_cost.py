@@ -64,12 +64,12 @@ def run_jscpt_cost(
     path:str|Path, # JSON to write, or to go on with
     text:Sequence[int]=(2, 4, 8, 16, 32), # Numbers of tasks, with text prompts alone
     both:Sequence[int]=(2, 4, 8, 16, 32), # Numbers of tasks, with visual prompts too
-    rounds:int=3, # Timings of each part and seed
+    rounds:int=48, # Timings of each part, shared among the tasks: 24 of 2 tasks, which are quickly timed and noisy; 3 at least
     seeds:Sequence[int]=(0, 1, 2, 3, 4), # Of prompts, images and batches
 )->dict: # What was written: `settings`, `facts` and `runs`
     "Time scheduled and plain training on the embedded model, with text prompts alone and with both kinds"
     threads, clip = torch.get_num_threads(), mini_clip()
-    def part(n, pictures, seed): return lambda: time_parts(lambda k: cost_trainer(clip, n, k, pictures, seed), rounds) | dict(pictures=pictures, seed=seed)
+    def part(n, pictures, seed): return lambda: time_parts(lambda k: cost_trainer(clip, n, k, pictures, seed), max(3, rounds//n)) | dict(pictures=pictures, seed=seed)
     name = lambda n, pictures, seed: f"{n} tasks, {'text and image' if pictures else 'text'}, seed {seed}"
     jobs = [(n, pictures, s) for s in seeds for pictures, ns in ((False, text), (True, both)) for n in ns]
     torch.set_num_threads(1)
