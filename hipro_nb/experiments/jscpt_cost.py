@@ -6,20 +6,20 @@
 __all__ = ['cost_trainer', 'time_parts', 'run_jscpt_cost']
 
 # %% ../../nbs/experiments/70_jscpt_cost.ipynb #db19d948
-import json
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from ..causal import MTVLP, ImageBank
-from ..data import Features, FrozenCLIP, Split, write_atomic
-from ..hipro import run_facts
+from ..data import Features, FrozenCLIP, Split
 from ..mini import OBJECTS, mini_clip
 from ..schedule import BilevelTrainer
 from ..train import TrainConfig
+from .reports import run_missing
 
 # %% ../../nbs/experiments/70_jscpt_cost.ipynb #462aaf77
 def cost_trainer(
@@ -61,17 +61,17 @@ def time_parts(
 
 # %% ../../nbs/experiments/70_jscpt_cost.ipynb #dc0b58cd
 def run_jscpt_cost(
-    path:str|Path, # JSON to write
+    path:str|Path, # JSON to write, or to go on with
     text:Sequence[int]=(2, 4, 8, 16, 32), # Numbers of tasks, with text prompts alone
-    both:Sequence[int]=(2, 4, 8), # Numbers of tasks, with visual prompts too
-    rounds:int=3, # Timings of each part
-)->dict: # What was written: `facts` and `rows`
+    both:Sequence[int]=(2, 4, 8, 16, 32), # Numbers of tasks, with visual prompts too
+    rounds:int=48, # Timings of each part, shared among the tasks: 24 of 2 tasks, which are quickly timed and noisy; 3 at least
+    seeds:Sequence[int]=(0, 1, 2, 3, 4), # Of prompts, images and batches
+)->dict: # What was written: `settings`, `facts` and `runs`
     "Time scheduled and plain training on the embedded model, with text prompts alone and with both kinds"
     threads, clip = torch.get_num_threads(), mini_clip()
+    def part(n, pictures, seed): return lambda: time_parts(lambda k: cost_trainer(clip, n, k, pictures, seed), max(3, rounds//n)) | dict(pictures=pictures, seed=seed)
+    name = lambda n, pictures, seed: f"{n} tasks, {'text and image' if pictures else 'text'}, seed {seed}"
+    jobs = [(n, pictures, s) for s in seeds for pictures, ns in ((False, text), (True, both)) for n in ns]
     torch.set_num_threads(1)
-    try:
-        rows = [time_parts(lambda k: cost_trainer(clip, n, k, pictures), rounds) | dict(pictures=pictures) for pictures, ns in ((False, text), (True, both)) for n in ns]
-        out = dict(facts=run_facts(), rows=rows)
+    try: return run_missing(path, dict(rounds=rounds), {name(*j): part(*j) for j in jobs})
     finally: torch.set_num_threads(threads)
-    write_atomic(Path(path), json.dumps(out, indent=1))
-    return out
