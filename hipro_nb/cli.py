@@ -108,7 +108,7 @@ def open_model(
     "The frozen model that a command works with"
     if model is None and pretrained is not None: raise BadData(f'--pretrained {pretrained} needs --model, the name of its architecture')
     device = pick_device(device)
-    if model in open_clip.list_models() and pretrained is None and not Path(model).exists():
+    if model in open_clip.list_models() and pretrained is None:
         tags = open_clip.list_pretrained_tags_by_model(model)
         raise BadData(f"--model {model} without --pretrained has random weights: expected a weights file, or a tag ({', '.join(tags[:6]) or 'open_clip knows none for it'})")
     return mini_clip().to(device) if model is None else load_clip(model, pretrained, device=device)
@@ -372,9 +372,8 @@ def run_record(
     tasks:Sequence, # Tasks of one seed
 )->dict: # `settings`, `clip` and `tasks`
     "What `run.json` says"
-    data = settings.data if settings.data in EMBEDDED or settings.root else str(Path(settings.data).resolve())
     about = [dict(name=t.name, classnames=list(t.classnames), images={k: len(p) for k,p in t.parts.items()}) for t in tasks]
-    return dict(settings=asdict(settings) | dict(data=data), clip=dict(name=clip.name, key=clip.key), tasks=about)
+    return dict(settings=asdict(settings), clip=dict(name=clip.name, key=clip.key), tasks=about)
 
 def summary(
     results:Sequence, # A `Result` per method
