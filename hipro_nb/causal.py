@@ -154,7 +154,7 @@ def class_weights(self:MTVLP,
 )->Float[Tensor,'P d']: # Unit-norm class weights of all tasks' classes, one task after the other
     "One text pass on the averaged contexts"
     ctx = (own + shared) / 2
-    return self.tower.encode_pairs(ctx, self.node.to(ctx.device), self.cls.to(ctx.device))
+    return self.tower.encode_pairs(ctx, self.node, self.cls)
 
 # %% ../nbs/11_causal.ipynb #b49c3c0b
 @patch
@@ -226,7 +226,7 @@ def task_logits(self:MTVLP,
     ctx, visual = self.prompts()
     rows = self.node == task
     mean = (ctx[task] + ctx[-1])[None] / 2
-    g = self.tower.encode_pairs(mean, self.node[rows].to(ctx.device)*0, self.cls[rows].to(ctx.device))
+    g = self.tower.encode_pairs(mean, self.node[rows]*0, self.cls[rows])
     pick = lambda i: None if visual is None else visual[i][None]
     f = torch.cat([self.features(part[None], pick(task), pick(-1))[0] for part in x.to(ctx.device).split(batch_size)])
     if self.mask is not None: f = self.mask.only(task)(f[None])[0]

@@ -373,7 +373,7 @@ class PromptTower(nn.Module):
         classnames:Sequence[str], # K class names
         n_ctx:int=16, # Context tokens, T
         position:str='end', # Where the name stands: `end`, `middle` or `front`
-        dtype:torch.dtype|None=None, # Compute type of the tower; as the image tower's if None (fp32 on a CPU, bf16 on a GPU)
+        dtype:torch.dtype|None=None, # Compute type of the tower; as the image tower's if None: fp32 on a CPU, bf16 on a GPU with units for it
         chunk:int|None=None, # Most pairs at a time
         recompute:bool=False, # Forget a chunk's activations, and compute them again in the backward pass
         whole:bool=False, # Take the plain path through `encode_text`, whatever the model

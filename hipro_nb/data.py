@@ -602,14 +602,14 @@ class FrozenCLIP(nn.Module):
         preprocess:Callable|None, # Picture -> pixels, as in the test
         name:str, # Name of the architecture
         key:str|None=None, # Identifies architecture, weights and preprocessing; computed when first asked for if None
-        dtype:torch.dtype|None=None, # Compute type of the image tower; if None, bf16 on a GPU, the weights' own on a CPU
+        dtype:torch.dtype|None=None, # Compute type of the image tower; if None, bf16 on a GPU that has units for it (compute capability 8.0 on), elsewhere the weights' own
     ):
         super().__init__()
         if lost:=[o for o in ('visual', 'token_embedding', 'text_projection', 'logit_scale') if not hasattr(model, o)]:
             raise BadData(f'{name} is a {type(model).__name__} without {lost[0]}: expected an open_clip.model.CLIP')
         self.model = model.requires_grad_(False).eval()
         self.tokenizer,self.preprocess,self.name,self.dtype = tokenizer,preprocess,name,dtype
-        self._key,self._described = key,_describe(preprocess)
+        self._key,self._scale,self._described = key,None,_describe(preprocess)
     def train(self,
         mode:bool=True, # Ignored
     )->nn.Module: # `self`
@@ -640,8 +640,9 @@ def context_length(self:FrozenCLIP)->int:
     return self.model.positional_embedding.shape[0]
 @patch(as_prop=True)
 def logit_scale(self:FrozenCLIP)->float:
-    "Factor on cosine similarities, 1/τ in Eq. 1."
-    return float(self.model.logit_scale.detach().double().exp())
+    "Factor on cosine similarities, 1/τ in Eq. 1; read once, since a GPU would have to be waited for."
+    if self._scale is None: self._scale = float(self.model.logit_scale.detach().double().exp())
+    return self._scale
 @patch(as_prop=True)
 def embed_dim(self:FrozenCLIP)->int:
     "Width of a feature, d."
@@ -653,7 +654,8 @@ def embed_dim(self:FrozenCLIP)->int:
 def precision(self:FrozenCLIP)->torch.dtype:
     "Type that the image tower computes in."
     own = self.model.logit_scale.dtype
-    return self.dtype or (torch.bfloat16 if self.device.type=='cuda' and own==torch.float32 else own)
+    if self.dtype or self.device.type!='cuda' or own!=torch.float32: return self.dtype or own
+    return torch.bfloat16 if torch.cuda.get_device_capability(self.device)>=(8, 0) else own
 
 @patch
 def encode_image(self:FrozenCLIP,

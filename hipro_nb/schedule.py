@@ -210,19 +210,20 @@ def weigh(self:BilevelTrainer,
 def _check(self:BilevelTrainer, each, grads):
     "`NonFiniteLoss` naming the step and the task"
     names = getattr(self, 'names', [f'number {i}' for i in range(len(each))])
-    bad = (~each.isfinite()).nonzero()[:, 0].tolist()
-    if not bad and all(g.isfinite().all() for g in grads): return
-    what = f'the loss of task {names[bad[0]]}' if bad else 'a gradient'
+    good = torch.cat([each.isfinite(), *(g.isfinite().all()[None] for g in grads)])
+    if good.all(): return # one answer to wait for, where a GPU computes
+    bad = good.tolist().index(False)
+    what = f'the loss of task {names[bad]}' if bad < len(each) else 'a gradient'
     raise NonFiniteLoss(f"step {self.step}: {what} is not finite; stopped before the step. Expected a lower lr than {self.config.lr:g}, or images and prompts of ordinary size")
 
 @patch
 def _note(self:BilevelTrainer, losses, w, A, e):
     "Count the step; close the epoch's means of L, L_o, w, A and e"
-    row = torch.stack([x.detach().float().cpu() for x in (losses.factual, losses.without, w, A, e)])
+    row = torch.stack([x.detach().float() for x in (losses.factual, losses.without, w, A, e)])
     self.totals = row if self.totals is None else self.totals + row
     self.step += 1
     if self.step % self.plan.steps == 0:
-        self.history.append(self.totals / self.plan.steps)
+        self.history.append((self.totals / self.plan.steps).cpu())
         self.totals = None
 
 # %% ../nbs/12_schedule.ipynb #884a253e
@@ -289,7 +290,7 @@ def upper(self:BilevelTrainer)->bool: # Was the step taken?
     try: grads = self.hyper()
     except (NotFinite, SeriesDiverges) as e:
         self.skipped, self.alpha = self.skipped + 1, None
-        if self.skipped == 1: warnings.warn(f'upper step {self.uppers} skipped: {e}. Ω stays; further skips are counted, not reported')
+        if self.skipped == 1: warnings.warn(f'seed {self.config.seed}: upper step {self.uppers} skipped: {e}. Ω stays; further skips are counted, not reported')
         return False
     for p, g in zip(self.scheduler.parameters(), grads): p.grad = g.clone()
     nn.utils.clip_grad_norm_(self.scheduler.parameters(), 10.)
@@ -369,7 +370,7 @@ def load(self:BilevelTrainer,
     for k, p in self.scheduler.named_parameters():
         if f'adam.{k}.step' in t: self.adam.state[p] = {s: t[f'adam.{k}.{s}'].to('cpu' if s == 'step' else p.device) for s in ('step', 'exp_avg', 'exp_avg_sq')}
     self.step, self.uppers, self.skipped, self.alpha, self.counts = meta['step'], meta['uppers'], meta['skipped'], meta['alpha'], Counter(meta['counts'])
-    self.history, self.totals = list(t.get('history', ())), t.get('totals')
+    self.history, self.totals = list(t.get('history', ())), t['totals'].to(self.device) if 'totals' in t else None
 
 # %% ../nbs/12_schedule.ipynb #49de431d
 def schedule_cost(
@@ -487,7 +488,7 @@ def _keep(self:JSCPT, t:BilevelTrainer, said:Sequence):
 def _head(self:JSCPT, i):
     m, (ctx, _) = self.model, self.model.prompts()
     rows = m.node == i
-    return m.tower.encode_pairs((ctx[i] + ctx[-1])[None]/2, m.node[rows].to(ctx.device)*0, m.cls[rows].to(ctx.device))
+    return m.tower.encode_pairs((ctx[i] + ctx[-1])[None]/2, m.node[rows]*0, m.cls[rows])
 
 @patch
 @torch.no_grad()

@@ -298,7 +298,7 @@ def _rows(self:PromptTrainer, present, member):
 def _encode(self:PromptTrainer, ctx, rows):
     "Weights of the pairs in `rows`; nodes without one are not sent along"
     if len(rows.active) < len(ctx): ctx = ctx[rows.active.to(ctx.device)]
-    return self.tower.encode_pairs(ctx, rows.node.to(ctx.device), rows.cls.to(ctx.device))
+    return self.tower.encode_pairs(ctx, rows.node, rows.cls)
 
 # %% ../nbs/06_train.ipynb #b13227ed
 @patch

@@ -133,7 +133,7 @@ def losses(self:CoCoOp,
     order = task.argsort(stable=True)
     x, y, task = x[order.to(x.device)], y[order.to(y.device)], task[order]
     here = task.unique_consecutive().tolist()
-    parts = [x[(task == t).to(x.device)] for t in here]
+    parts = x.split([int((task == t).sum()) for t in here])
     ctx = torch.cat([image_ctx(models[t], p) for t,p in zip(here, parts)])
     scale = torch.cat([x.new_ones(len(p), 1) * self._temperature(models[t]) for t,p in zip(here, parts)])
     none = (self.table[task] < 0).to(x.device)

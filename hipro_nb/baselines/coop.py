@@ -249,10 +249,10 @@ def _batches(self:ParameterTrainer, epoch):
 @patch
 def _check_finite(self:ParameterTrainer, losses, grads):
     "`NonFiniteLoss` naming the step, the first bad model and its tasks"
-    bad = [('loss', m) for m in (~losses.isfinite()).nonzero().flatten().tolist()]
-    bad += [('gradient', m) for m,g in grads if g is not None and not g.isfinite().all()]
-    if not bad: return
-    what, m = bad[0]
+    grads = [(m, g) for m,g in grads if g is not None]
+    good = torch.cat([losses.isfinite(), *(g.isfinite().all()[None] for _,g in grads)])
+    if good.all(): return # one answer to wait for, where a GPU computes
+    what, m = [*(('loss', m) for m in range(len(losses))), *(('gradient', m) for m,_ in grads)][good.tolist().index(False)]
     names = ', '.join(repr(self.tasks[t].name) for t in self.groups[m])
     raise NonFiniteLoss(f"step {self.step}: the {what} of model {m} (task{'s'*(len(self.groups[m]) > 1)} {names}) is not finite; stopped before the step. "
                         f"Expected a lower lr than {self.config.lr:g}, or features and parameters of ordinary size")
