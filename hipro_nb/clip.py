@@ -666,7 +666,7 @@ def _step(tower:PromptTower, ctx:Tensor, g:Tensor, clock)->tuple[float,Tensor,Te
     start = clock()
     x = tower(ctx)
     x.backward(g)
-    if ctx.is_cuda: torch.cuda.synchronize()
+    if ctx.is_cuda: torch.cuda.synchronize(ctx.device)
     return clock()-start,x.detach(),ctx.grad
 
 # %% ../nbs/02_clip.ipynb #e5eb8dc5

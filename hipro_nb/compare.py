@@ -29,7 +29,7 @@ from .data import BadData, FeatureStore, FrozenCLIP, check_writable, load_tensor
 from .train import NonFiniteLoss, TrainConfig
 from .views import encode_views, warn_of_leaks
 from .hipro import Interval, Method, Result, compare
-from .cli import EMBEDDED, METHODS, RunSettings, _about_to_run, _look, check_apart, new_method, open_model, parse_seeds, peak_mib, pick_device, run_command, run_record, usual_training
+from .cli import EMBEDDED, METHODS, RunSettings, _about_to_run, _look, check_apart, memory_hint, new_method, open_model, parse_seeds, peak_mib, pick_device, run_command, run_record, usual_training
 
 
 # %% ../nbs/91_compare.ipynb #4b88793d
@@ -94,20 +94,21 @@ def image_interval(
     return Interval(float(100*mean/len(names)), float(low), float(high), n)
 
 # %% ../nbs/91_compare.ipynb #68e666f9
-def _reset_peak()->bool: # Can the peak that follows be told from what was before?
+def _reset_peak(device)->bool: # Can the peak that follows be told from what was before?
     "Sets the high-water mark of memory back to what is held now"
-    if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats(); return True
+    if torch.device(device).type == 'cuda': torch.cuda.reset_peak_memory_stats(device); return True
     try: Path('/proc/self/clear_refs').write_text('5')
     except OSError: return False
     return True
 
 def measured(
     f:Callable, # A function without arguments
+    device:str|torch.device = 'cpu', # Where it computes
 )->tuple: # What it returned, and `dict(seconds, cpu_seconds, peak_mib)`
-    "Runs a function and tells its wall time, the time of all its threads on a core, and the most memory held meanwhile (of the GPU where there is one)"
-    known, began, spent = _reset_peak(), time.perf_counter(), time.process_time()
+    "Runs a function and tells its wall time, the time of all its threads on a core, and the most memory held meanwhile (of the GPU, if it computes there)"
+    known, began, spent = _reset_peak(device), time.perf_counter(), time.process_time()
     res = f()
-    peak = torch.cuda.max_memory_allocated()/2**20 if torch.cuda.is_available() else peak_mib()
+    peak = torch.cuda.max_memory_allocated(device)/2**20 if torch.device(device).type == 'cuda' else peak_mib()
     return res, dict(seconds=time.perf_counter() - began, cpu_seconds=time.process_time() - spent, peak_mib=peak if known else None)
 
 # %% ../nbs/91_compare.ipynb #0543285f
@@ -188,7 +189,7 @@ def _fit_one(method:Method, name:str, wanted:Sequence, given:Sequence, ids:dict,
     "Fits a method on what it works on, tests and stores it and its views"
     part = folder/name/f'seed{seed}'
     resumed = (part/'checkpoint').exists()
-    _, cost = measured(lambda: method.fit(given, checkpoint=part/'checkpoint', progress=progress))
+    _, cost = measured(lambda: method.fit(given, checkpoint=part/'checkpoint', progress=progress), method.clip.device)
     views = [(n, method.select(VIEWS[n])) for n in wanted if n in VIEWS and name == 'hipro' and len(given) > 1 and not _finished(folder, n, seed)]
     for n,m in [*views, (name, method)]:
         result = _identify(m.evaluate(given, keep=True), ids)
@@ -256,6 +257,7 @@ def _outcome(name:str, wanted:Sequence, settings:RunSettings, seed:int, folder:P
         r = _fit_one(method, name, wanted, given, ids, seed, folder, progress)
         return f"{r.method} {r.averages[0]:.2f} ({r.facts['cost']['seconds']:.0f} s)"
     except (BadData, NonFiniteLoss, OSError) as e: return e
+    except torch.OutOfMemoryError as e: return BadData(memory_hint(e))
     except Exception: return RuntimeError(f'seed {seed}, {name}:\n{traceback.format_exc()}')
 
 
@@ -372,9 +374,10 @@ def _train_here(names, seed, settings, clip, folder, data, failed, strict, progr
     for n in sorted(names, key=lambda n: n in VIEWS):
         if _finished(folder, n, seed) or n in failed: continue
         try: r = train_one(n, names, clip, *data, settings, seed, folder, progress)
-        except (BadData, NonFiniteLoss) as e:
+        except (BadData, NonFiniteLoss, torch.OutOfMemoryError) as e:
             if strict: raise
-            failed[n] = str(e); print(f'seed {seed}: {n} left out: {e}', flush=True); continue
+            failed[n] = memory_hint(e) if isinstance(e, torch.OutOfMemoryError) else str(e)
+            print(f'seed {seed}: {n} left out: {failed[n]}', flush=True); continue
         print(f"seed {seed}: {r.method} {r.averages[0]:.2f} ({r.facts['cost']['seconds']:.0f} s)", flush=True)
 
 def _packed(names, seed, settings, clip, folder, data)->list:
@@ -684,12 +687,13 @@ def run_compare(
     skip_bad_images:bool = False, # Leave unreadable images out?
     device:str = 'auto', # cpu, cuda, or auto: the GPU where there is one
     dtype:str|None = None, # Precision of the text tower, such as bfloat16; that of the device if not given
+    chunk:int|None = None, # Most pairs of prompt and class in the text tower at a time, of the methods that can, where memory is short; slower
     store:str|None = None, # Folder that keeps image features between runs; OUT/features if not given
     jobs:int|None = None, # Fits at a time, each in a process of its own with one thread; 0 fits in this process. If not given: 0 on a GPU, otherwise a job per core and per 2 GiB of free memory
 )->MethodTable: # Shows itself in a notebook
     "Trains what is missing of methods and seeds, prints the table and writes it as Markdown, LaTeX, CSV and JSON"
     names, wanted, (device, jobs) = chosen_methods(methods), parse_seeds(seeds), _place(data, out, device, jobs, report)
-    settings = RunSettings(data, model, pretrained, shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images, n_ctx=n_ctx, dtype=dtype, root=root, any_counts=any_counts, views=views, **usual_training(data, lr=lr, epochs=epochs, batch_size=batch_size))
+    settings = RunSettings(data, model, pretrained, shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images, n_ctx=n_ctx, dtype=dtype, root=root, any_counts=any_counts, views=views, chunk=chunk, **usual_training(data, lr=lr, epochs=epochs, batch_size=batch_size))
     return compare_settings(settings, names, wanted, out, methods.strip() != 'all', reported, device, FeatureStore(store or Path(out)/'features'), jobs=jobs, download=download, report=report)
 
 # %% ../nbs/91_compare.ipynb #f10c5738

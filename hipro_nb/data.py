@@ -795,8 +795,9 @@ def _encode_part(clip:FrozenCLIP, part:Sequence)->tuple:
 
 # %% ../nbs/00_data.ipynb #66871b68
 def _crew(clip:FrozenCLIP)->ThreadPoolExecutor:
-    "Threads for the work: on a CPU as many as PyTorch may use, each with one of its own; on a GPU some that decode."
-    return ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) if clip.device.type=='cpu' else ThreadPoolExecutor(_threads())
+    "Threads for the work: on a CPU as many as PyTorch may use, on a GPU one for each core, to decode; each on its own."
+    workers = torch.get_num_threads() if clip.device.type=='cpu' else os.cpu_count()
+    return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
 def _worked(clip:FrozenCLIP, todo:list, batch_size:int, pool:ThreadPoolExecutor, few:int=4)->Iterator:
     "Hashes and features of the images in `todo`, in order, some at a time."
@@ -851,7 +852,7 @@ def features(self:FeatureStore,
     self._open_folder(clip)
     try:
         with _bar(None, progress, total=len(todo), desc=desc, unit='image') as bar: self._encode(clip, todo, batch_size, bar)
-    except BadData: raise
+    except (BadData, torch.OutOfMemoryError): raise
     except Exception:
         if bad:=bad_images(all_, False): _refuse_bad([str(o) if _is_file(o) else f'image {i}' for i,o in enumerate(all_)], bad)
         raise

@@ -642,7 +642,7 @@ def _train_shared(args, groups, ctx, config, meter, checkpoint, progress):
     own, error, part = list(range(rank, len(groups), world)), None, None
     path = checkpoint and Path(checkpoint).with_name(f"{Path(checkpoint).stem}.{rank}of{world}{Path(checkpoint).suffix}")
     try: part = _train_own(*args(own, path, progress and not rank)) if own else None
-    except (NonFiniteLoss, BadData) as e: error = e
+    except Exception as e: error = e
     device = torch.device(config.device or ctx.device)
     failed = torch.tensor(float(error is not None), device=device)
     dist.all_reduce(failed)

@@ -1,5 +1,5 @@
 """A GPU for machines that have none. Its tensors say `cuda:0`, are encoded and trained on as those of a GPU are, and keep their numbers on the CPU; what
-a GPU refuses (a tensor that was left on the CPU, a generator of the CPU) is refused, autocast to bf16 casts, and what the CPU has to wait for is counted.
+a GPU refuses (a tensor that was left on the CPU, a generator of the CPU) is refused, autocast to bf16 casts, and what the CPU asks of it is counted.
 What it cannot show: a kernel's own rounding, memory, speed. PyTorch's interface for backends in Python, that it stands on, may change; `missing` tells."""
 import contextlib
 import functools
@@ -44,7 +44,7 @@ class GPUTensor(torch.Tensor):
     def __repr__(self, **kwargs): return f"GPU{self.raw!r}"
 
     def tolist(self):
-        StandIn.counts["waits"] += 1
+        StandIn.counts["answers"] += 1
         return self.raw.tolist()
 
     def numpy(self, **kwargs): raise TypeError("can't convert cuda:0 device type tensor to numpy")
@@ -78,10 +78,10 @@ def refuse(func, args, tensors):
 
 
 def count(func, args, here, there):
-    "Note copies up to the GPU, and what the CPU has to wait for"
+    "Note copies up to the GPU, and answers that the CPU has to wait for"
     masks = func in INDEXING and any(x is not None and x.dtype == torch.bool for x in args[1])
-    if func in COPIES and here != there: StandIn.counts["up" if there else "waits"] += 1
-    elif here and (func in ANSWERS or masks): StandIn.counts["waits"] += 1
+    if func in COPIES and here != there: StandIn.counts["up" if there else "answers"] += 1
+    elif here and (func in ANSWERS or masks): StandIn.counts["answers"] += 1
 
 
 def compute(func, args, kwargs):
@@ -148,7 +148,8 @@ class StandIn(TorchDispatchMode):
 
     def __enter__(self):
         answers = dict(is_available=True, _lazy_init=None, get_device_name="stand-in", synchronize=None, max_memory_allocated=0, reset_peak_memory_stats=None, device_count=1,
-                       current_device=0, get_device_capability=self.capability)
+                       current_device=0, get_device_capability=self.capability,
+                       mem_get_info=(2**34, 2**34))
         for name, answer in answers.items(): self.stack.enter_context(mock.patch.object(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer))
         autocast = torch.autocast.__init__
         self.stack.enter_context(mock.patch.object(torch.autocast, "__init__", lambda s, kind, *args, **kwargs: autocast(s, NAME if kind == "cuda" else kind, *args, **kwargs)))

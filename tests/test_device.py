@@ -93,13 +93,13 @@ def compare(folder, name, device="cuda", within=contextlib.nullcontext):
     return said
 
 
-def waits(folder, name, trainer, step):
-    "How often a step makes the CPU wait for the GPU: the least of two epochs, since an epoch's end costs one more"
+def answers(folder, name, trainer, step):
+    "How many answers a step wants of the GPU: the least of two epochs, since an epoch's end wants one more. (Small tables that go up wait, too, for what was queued before.)"
     seen, take = [], getattr(trainer, step)
     def counted(self, *args, **kwargs):
-        before = StandIn.counts["waits"]
+        before = StandIn.counts["answers"]
         out = take(self, *args, **kwargs)
-        seen.append(StandIn.counts["waits"] - before)
+        seen.append(StandIn.counts["answers"] - before)
         return out
     with StandIn(), mock.patch.object(trainer, step, counted):
         clip, tasks = open_all(folder, "cuda", False)
@@ -147,7 +147,7 @@ def walk(folder):
     folder = Path(folder)
     said = {name: compare(folder, name, within=StandIn) for name in METHODS}
     counted = (("hipro", PromptTrainer, "train_step"), ("cocoop", ParameterTrainer, "train_step"), ("jscpt", BilevelTrainer, "lower"))
-    rest = dict(waits=lambda: {name: waits(folder, name, *where) for name, *where in counted}, refused=refused, commands=lambda: commands(folder), old=lambda: list(old_card(folder)))
+    rest = dict(answers=lambda: {name: answers(folder, name, *where) for name, *where in counted}, refused=refused, commands=lambda: commands(folder), old=lambda: list(old_card(folder)))
     for what, f in rest.items():
         try: said[what] = f()
         except Exception: said[what] = traceback.format_exc()
@@ -189,7 +189,7 @@ def test_commands(said):
 
 
 @needs_stand_in
-def test_waits(said): assert said["waits"] == dict(hipro=1, cocoop=1, jscpt=1)
+def test_answers(said): assert said["answers"] == dict(hipro=1, cocoop=1, jscpt=1)
 
 
 @needs_stand_in

@@ -7,7 +7,9 @@ __all__ = ['decode', 'ImageTokens', 'VisualPromptMethod', 'VPT', 'MaPLe', 'MVLPT
 
 # %% ../../nbs/baselines/27_visual_prompts.ipynb #977d6a7d
 import hashlib
+import os
 from collections.abc import Sequence
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -36,19 +38,21 @@ def decode(
     images:Sequence|np.ndarray|Tensor, # Paths, pictures, or uint8 of shape `B h w 3`
 )->Float[Tensor,'B c h v']: # Pixels, as the tower takes them
     "Open and preprocess images; raise one `BadData` that lists the unreadable ones."
-    with ThreadPoolExecutor(min(8, len(images))) as pool:
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, len(images)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try: return torch.stack(list(pool.map(clip.pixels, images)))
         except Exception:
             if bad := bad_images(images, False): _refuse_bad([str(o) if isinstance(o, (str, Path)) else f'image {i}' for i,o in enumerate(images)], bad)
             raise
+        finally: torch.set_num_threads(threads)
 
 # %% ../../nbs/baselines/27_visual_prompts.ipynb #ba573c68
 class ImageTokens:
-    "The stem's tokens of all images of several splits, in memory up to a limit, computed anew beyond it"
+    "The stem's tokens of all images of several splits, kept beside the tower up to a limit, computed anew beyond it"
     def __init__(self,
         tower:VisionTower, # The image tower
         splits:Sequence, # `Split` of each task
-        memory:float=4., # Most GB to keep
+        memory:float=4., # Most GB to keep, where the tower is; of a GPU at most a quarter of what is free
         progress:bool=True, # Show a bar on a terminal
         batch_size:int=64, # Images in the stem at a time
     ):
@@ -57,9 +61,11 @@ class ImageTokens:
         self.first = sizes.cumsum(0)-sizes
         self.where = [(s,j) for s,part in enumerate(self.splits) for j in range(len(part))]
         one = self._stem([0])
+        if one.is_cuda: memory = min(memory, torch.cuda.mem_get_info(one.device)[0]/4e9) # a quarter of what is free
         keep = min(len(self.where), int(memory*1e9/(one.numel()*one.element_size())))
         starts = tqdm(range(0, keep, batch_size), desc='images', unit='batch', leave=False, disable=None if progress else True)
-        self.kept = torch.cat([one[:0], *(self._stem(range(i, min(i+batch_size, keep))) for i in starts)])
+        self.kept = one.new_empty(keep, *one.shape[1:]) # filled in place: parts and whole would need twice the memory
+        for i in starts: self.kept[i:i+batch_size] = self._stem(range(i, min(i+batch_size, keep)))
     def __repr__(self): return f'ImageTokens({len(self.where)} images, {len(self.kept)} of them in memory, {self.kept.numel()*self.kept.element_size()/1e6:.2f} MB)'
 
 @patch
