@@ -6,13 +6,13 @@
 __all__ = ['EMBEDDED', 'DEMO', 'OFFICE_HOME', 'SIZES', 'PARTS', 'command_parser', 'memory_hint', 'run_command', 'pick_device',
            'open_model', 'open_tasks', 'parse_seeds', 'RunSettings', 'check_apart', 'check_free', 'check_record',
            'read_run', 'write_results', 'read_results', 'save_figures', 'usual_training', 'new_method', 'fit_method',
-           'save_seed', 'run_record', 'summary', 'finished_seeds', 'collect', 'fit_settings', 'run_fit', 'hipro_fit',
-           'load_run', 'name_images', 'run_predict', 'hipro_predict', 'run_demo', 'hipro_demo', 'bench_clip',
-           'bench_names', 'time_tower', 'bench_affinity', 'peak_mib', 'tower_step', 'bench_memory', 'bench_accuracy',
-           'read_bench', 'run_bench', 'hipro_bench']
+           'save_seed', 'files_digest', 'run_record', 'summary', 'finished_seeds', 'collect', 'fit_settings', 'run_fit',
+           'hipro_fit', 'load_run', 'name_images', 'run_predict', 'hipro_predict', 'run_demo', 'hipro_demo',
+           'bench_clip', 'bench_names', 'time_tower', 'bench_affinity', 'peak_mib', 'tower_step', 'bench_memory',
+           'bench_accuracy', 'read_bench', 'run_bench', 'hipro_bench']
 
 # %% ../nbs/90_cli.ipynb #a62f4a6a
-import argparse, inspect, json, math, shutil, statistics, subprocess, sys, time, warnings
+import argparse, hashlib, inspect, json, math, shutil, statistics, subprocess, sys, time, warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -31,14 +31,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # %% ../nbs/90_cli.ipynb #cbac9f1d
-from .data import BadData, FeatureStore, Features, FrozenCLIP, Task, encode_tasks, load_image_folder, load_tensors, safe_name, save_tensors, write_atomic
+from .data import BadData, FeatureStore, Features, FrozenCLIP, Task, _refuse_bad, _scan, bad_images, encode_tasks, load_image_folder, load_tensors, safe_name, save_tensors, write_atomic
 from .mini import MINI_TRAIN, mini_clip, mini_tasks
 from .clip import PromptTower, bench_tower, is_faster, load_clip
 from .tree import TaskTree, balanced_tree, plot_affinity
 from .train import NonFiniteLoss, TrainConfig, affinity_overhead, class_index, first_difference
 from .views import encode_views, warn_of_leaks
 from .datasets import list_datasets, load_tasks
-from .datasets.sources import check_class_names, read_classnames, rename_classes
+from .datasets.sources import check_class_names, check_table, read_classnames, rename_classes
 from .baselines import METHODS, method_options
 from .hipro import Method, Result, ZeroShot, compare, run_facts
 
@@ -81,6 +81,8 @@ def run_command(
     tell, told = lambda text: print(f'{parser.prog}: {text}', file=sys.stderr, flush=True), set()
     def _warn(message, *args, **kwargs):
         if str(message) not in told: told.add(str(message)); tell(message)
+    for s in (sys.stdout, sys.stderr):
+        if hasattr(s, 'reconfigure'): s.reconfigure(errors='replace') # a terminal that lacks a letter
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         warnings.filterwarnings('always', category=UserWarning, module='hipro_nb|__main__')
@@ -133,11 +135,12 @@ def _protocol(data:str, root:str|None, shots:int|None, fraction:float|None, trai
     if root is None and data in list_datasets() and not Path(data).exists(): raise BadData(f'{data} is a data set: expected --root, the folder that it lies in; or give a folder of tasks')
     if root is not None and train_list: raise BadData(f'--train-list goes with a folder of tasks; the data set {data} has its own lists')
     if root is not None and shots and fraction: raise BadData(f'--shots {shots} and --fraction {fraction:g}: expected one of them')
-    return f'{shots}shot' if shots else f'{100*fraction:.10g}%' if fraction else None
+    return f'{shots}shot' if shots is not None else f'{100*fraction:.10g}%' if fraction is not None else None
 
 def _named(tasks:list, folder:Path)->list:
     "The tasks with classes called by words, as `load_tasks` calls those of a folder; refuses two spellings of one class"
     table = read_classnames(folder)
+    check_table(table, {c for t in tasks for c in t.classnames})
     tasks = [rename_classes(t, table) for t in tasks]
     check_class_names(tasks)
     return tasks
@@ -235,12 +238,13 @@ def record(self:RunSettings)->dict: # Plain values
 # %% ../nbs/90_cli.ipynb #662f6c00
 def check_apart(
     data:str, # Folder of tasks, or the name of a data set
-    out:str|Path, # Folder of runs
+    out:str|Path, # Folder of runs, or of features
+    option:str = '--out', # What named it
 )->None:
     "Refuses runs inside the folder of tasks, where the next command would take them for a task"
     inside = Path(out).resolve()
     if data not in EMBEDDED and Path(data).is_dir() and Path(data).resolve() in (inside, *inside.parents):
-        raise BadData(f'--out {out} lies inside {data}, where it would be taken for a task: expected a folder elsewhere')
+        raise BadData(f'{option} {out} lies inside {data}, where it would be taken for a task: expected a folder elsewhere')
 
 # %% ../nbs/90_cli.ipynb #7c0d2b1e
 def check_free(
@@ -259,7 +263,8 @@ def check_record(
 )->None:
     "Writes `run.json`; refuses a folder whose seeds were run with something else"
     if (folder/'run.json').exists() and any(folder.glob('seed*/*')):
-        diff = first_difference(read_run(folder), json.loads(json.dumps(record)))
+        diff = first_difference(dict(files=record.get('files')) | read_run(folder), json.loads(json.dumps(record)))
+        if diff and diff.startswith('files '): raise BadData(f"{folder} was run on other images: since then files below {record['settings']['data']}, or its train list, were added, removed, moved or changed; put them back, or choose another --name")
         if diff: raise BadData(f'{folder} was run with other settings: {diff}; use the same, or another --name')
     write_atomic(folder/'run.json', json.dumps(record, indent=1, ensure_ascii=False))
 
@@ -386,15 +391,27 @@ def save_seed(
     write_results(folder/'results.json', results)
     shutil.rmtree(folder/'checkpoint', ignore_errors=True)
 
+# %% ../nbs/90_cli.ipynb #b66084bf
+def files_digest(
+    settings:RunSettings, # What is run
+)->str|None: # 16 hexadecimal digits; None where the images are not a folder of tasks
+    "Names and sizes of all files that tasks of a folder are drawn from, and the train list: another digest, other images"
+    if settings.root is not None or settings.data in EMBEDDED: return None
+    h = hashlib.sha256(Path(settings.train_list).read_bytes() if settings.train_list else b'')
+    for task,parts in sorted(_scan(Path(settings.data)).items()):
+        for line in sorted(f'{task}/{k}/{c}/{p.name}\t{p.stat().st_size}\n' for k,cs in parts.items() for c,ps in cs.items() for p in ps): h.update(line.encode())
+    return h.hexdigest()[:16]
+
+
 # %% ../nbs/90_cli.ipynb #295f8024
 def run_record(
     settings:RunSettings, # What is run
     clip:FrozenCLIP, # The frozen model
     tasks:Sequence, # Tasks of one seed
-)->dict: # `settings`, `clip` and `tasks`
-    "What `run.json` says"
+)->dict: # `settings`, `clip`, `tasks` and `files`
+    "What `run.json` says; `files` stands for all images that the tasks are drawn from"
     about = [dict(name=t.name, classnames=list(t.classnames), images={k: len(p) for k,p in t.parts.items()}) for t in tasks]
-    return dict(settings=settings.record(), clip=dict(name=clip.name, key=clip.key), tasks=about)
+    return dict(settings=settings.record(), clip=dict(name=clip.name, key=clip.key), tasks=about, files=files_digest(settings))
 
 def summary(
     results:Sequence, # A `Result` per method
@@ -450,13 +467,14 @@ def _about_to_run(settings:RunSettings, clip:FrozenCLIP, tasks:Sequence)->str:
 
 def _fit_seeds(clip, settings:RunSettings, seeds:Sequence, folder:Path, store:FeatureStore, progress:bool, download:bool):
     "Trains every seed that is not finished"
+    leaks = False
     for k,seed in enumerate(seeds):
         tasks, part = settings.tasks(seed, check=k == 0, download=download and k == 0), folder/f'seed{seed}'
         if k == 0:
             check_record(folder, run_record(settings, clip, tasks))
             print(_about_to_run(settings, clip, tasks), flush=True)
-            if settings.data not in EMBEDDED: warn_of_leaks(tasks, progress)
         if (part/'results.json').exists(): print(f'seed {seed}: finished before', flush=True); continue
+        leaks = leaks or settings.data not in EMBEDDED and warn_of_leaks(tasks, progress) # each seed draws anew; one warning will do
         began = time.perf_counter()
         trained, results = fit_method(clip, tasks, settings, seed, part/'checkpoint', progress, store)
         save_seed(part, trained, results)
@@ -481,7 +499,10 @@ def fit_settings(
     download:bool = False, # Fetch what is missing of a data set?
 )->list: # A `Result` per method
     "Runs all seeds, prints the table and leaves everything in `folder`"
+    if settings.chunk and 'chunk' not in method_options(METHODS[settings.method]):
+        raise BadData(f'--chunk {settings.chunk} with --method {settings.method}: it has no such parts; expected no --chunk, and a lower --batch-size where memory is short')
     check_apart(settings.data, folder.parent)
+    if store is not None and store.dir is not None: check_apart(settings.data, store.dir, '--store')
     check_free(folder, resume)
     _check_finished(folder)
     if settings.model is None and settings.pretrained is None and settings.data not in EMBEDDED: warnings.warn('no --model: the embedded model is used, which has seen nothing but drawings; for photographs, name one, as --model RN50-quickgelu --pretrained openai')
@@ -523,9 +544,7 @@ def run_fit(
     "Trains prompts for a folder of tasks over several seeds, prints the table and writes OUT/NAME"
     training = usual_training(data, lr=lr, epochs=epochs, batch_size=batch_size)
     settings = RunSettings(data, model, pretrained, method, shots, fraction, train_list, skip_bad_images, n_ctx, dtype=dtype, root=root, any_counts=any_counts, views=views, chunk=chunk, **training)
-    if chunk and 'chunk' not in method_options(METHODS[method]): raise BadData(f'--chunk {chunk} with --method {method}: it has no such parts; expected no --chunk, and a lower --batch-size where memory is short')
-    folder = Path(out)/(name or safe_name(f'{Path(settings.data).name}-{method}'))
-    return fit_settings(settings, parse_seeds(seeds), folder, resume, device, FeatureStore(store or Path(out)/'features'), download=download)
+    return fit_settings(settings, parse_seeds(seeds), Path(out)/(name or safe_name(f'{Path(settings.data).name}-{method}')), resume, device, FeatureStore(store or Path(out)/'features'), download=download)
 
 # %% ../nbs/90_cli.ipynb #9bdd5756
 def hipro_fit(
@@ -561,6 +580,7 @@ def name_images(
     found, images = [], list(images)
     for i in images:
         if isinstance(i, (str, Path)) and not Path(i).is_file(): raise BadData(f"{i}: {'a folder' if Path(i).is_dir() else 'no such file'}; expected an image")
+    if method.needs_images and (bad := bad_images(images, False)): _refuse_bad([str(i) for i in images], bad)
     given = [[i] for i in images] if method.needs_images else method.store.features(method.clip, images, progress=False).split(1)
     for i,image in enumerate(images):
         for t in ([task] if task is not None else method.tasks):

@@ -73,6 +73,8 @@ def _folder(model:str)->Path|None:
     elif Path(model).is_dir(): path = Path(model)
     else:
         near = difflib.get_close_matches(model, open_clip.list_models(), 3, .4)
+        if Path(model).is_file(): raise BadData(f'model {model!r} is a file: give weights as pretrained, and as model the name of their architecture')
+        if not near: raise BadData(f'model {model!r}: neither a name that open_clip knows nor a folder that is there; a folder may have been moved')
         raise BadData(f'model {model!r}: neither a name that open_clip knows nor a folder; near names: {", ".join(near)}')
     if not (path/'open_clip_config.json').is_file(): raise BadData(f'model folder {str(path)!r}: no open_clip_config.json; expected one, beside the weights')
     if not any(p.suffix in ('.safetensors','.bin','.pth') for p in path.iterdir()): raise BadData(f'model folder {str(path)!r}: no weights; expected open_clip_model.safetensors')

@@ -214,10 +214,11 @@ def train_one(
     return _fit_one(method, name, wanted, list(tasks if method.needs_images else features), ids, seed, folder, progress)
 
 # %% ../nbs/91_compare.ipynb #7b1f02c6
-def _place(data:str, out:str|Path, device:str, jobs:int|None, report:str|None=None)->tuple:
+def _place(data:str, out:tuple, device:str, jobs:int|None, report:str|None=None)->tuple:
     "Device and number of jobs, after a look whether all of it can be"
     if jobs is not None and jobs < 0: raise BadData(f'--jobs {jobs}: expected 0 or more')
-    check_apart(data, out)
+    for where,option in zip(out, ('--out', '--store')):
+        if where: check_apart(data, where, option)
     if report: check_writable(report)
     device = pick_device(device)
     return device, usual_jobs(device) if jobs is None else jobs
@@ -428,9 +429,13 @@ def train_missing(
     failed = {}
     def missing():
         "Seeds with something to do"
+        leaks = False
         for seed in seeds:
             if all(_finished(folder, n, seed) for n in names): print(f'seed {seed}: finished before', flush=True)
-            else: yield seed, _seed_data(settings, clip, seed, store, progress)
+            else:
+                data = _seed_data(settings, clip, seed, store, progress)
+                leaks = leaks or settings.data not in EMBEDDED and warn_of_leaks(data[0], progress)
+                yield seed, data
     if jobs:
         fits = (job for seed,data in missing() for job in _packed(names, seed, settings, clip, folder, data))
         _train_apart(names, fits, settings, folder, failed, jobs, strict, progress, str(clip.device))
@@ -660,7 +665,6 @@ def _opened(settings:RunSettings, seed:int, device:str, download:bool, progress:
     clip = open_model(settings.model, settings.pretrained, device)
     tasks = settings.tasks(seed, check=True, download=download)
     print(_about_to_run(settings, clip, tasks), flush=True)
-    if settings.data not in EMBEDDED: warn_of_leaks(tasks, progress)
     return clip, tasks
 
 # %% ../nbs/91_compare.ipynb #dcaf4e2f
@@ -692,9 +696,8 @@ def run_compare(
     jobs:int|None = None, # Fits at a time, each in a process of its own with one thread; 0 fits in this process. If not given: 0 on a GPU, otherwise a job per core and per 2 GiB of free memory
 )->MethodTable: # Shows itself in a notebook
     "Trains what is missing of methods and seeds, prints the table and writes it as Markdown, LaTeX, CSV and JSON"
-    names, wanted, (device, jobs) = chosen_methods(methods), parse_seeds(seeds), _place(data, out, device, jobs, report)
-    settings = RunSettings(data, model, pretrained, shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images, n_ctx=n_ctx, dtype=dtype, root=root, any_counts=any_counts, views=views, chunk=chunk, **usual_training(data, lr=lr, epochs=epochs, batch_size=batch_size))
-    return compare_settings(settings, names, wanted, out, methods.strip() != 'all', reported, device, FeatureStore(store or Path(out)/'features'), jobs=jobs, download=download, report=report)
+    settings, (device, jobs) = RunSettings(data, model, pretrained, shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images, n_ctx=n_ctx, dtype=dtype, root=root, any_counts=any_counts, views=views, chunk=chunk, **usual_training(data, lr=lr, epochs=epochs, batch_size=batch_size)), _place(data, (out, store), device, jobs, report)
+    return compare_settings(settings, chosen_methods(methods), parse_seeds(seeds), out, methods.strip() != 'all', reported, device, FeatureStore(store or Path(out)/'features'), jobs=jobs, download=download, report=report)
 
 # %% ../nbs/91_compare.ipynb #f10c5738
 def hipro_compare(

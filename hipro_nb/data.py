@@ -202,11 +202,16 @@ def fraction(
     return _ascending(i[:s] for i,s in zip(order.values(), seats(counts, total)))
 
 # %% ../nbs/00_data.ipynb #15756755
-def _to_rgb(im:Image.Image)->Image.Image:
+_first_of = {} # The first picture of each kind, so that a warning that is given for all of them has one text
+
+def _remark(kind:str, image, text:str)->None: warnings.warn(f"{_first_of.setdefault(kind, image)} {text}")
+
+def _to_rgb(im:Image.Image, who='a picture')->Image.Image:
     if im.mode in ('I', 'F') or im.mode.startswith('I;'):
         a = np.nan_to_num(np.asarray(im, dtype=np.float64)).clip(0)
         top = a.max(initial=0)
         full = 65535 if im.mode.startswith('I;') else 1 if im.mode=='F' and top<=1 else 255 if top<=255 else max(65535, top)
+        if full>=65535 and 0<top<full/4: _remark('dim', who, 'uses less than a quarter of its range, as pictures of 12 or 14 bits do: it is seen nearly black; rescale such pictures to 8 or 16 bits')
         im = Image.fromarray((a*(255/full)).round().astype(np.uint8))
     if im.mode in ('LA', 'PA', 'RGBA', 'La', 'RGBa') or 'transparency' in im.info:
         im = im.convert('RGBA')
@@ -217,14 +222,19 @@ def _to_rgb(im:Image.Image)->Image.Image:
 def _open(image, small:bool=False)->Image.Image:
     with Image.open(image) as im:
         if small: im.draft('RGB', (64, 64))
-        return _to_rgb(ImageOps.exif_transpose(im))
+        if im.format in ('TIFF', 'GIF', 'WEBP') and im.n_frames>1: _remark('pages', _named_image(image), 'has several pages or frames, of which the first is seen')
+        return _to_rgb(ImageOps.exif_transpose(im), _named_image(image))
+
+def _named_image(image): return image if isinstance(image, (str, Path)) else 'a picture'
 
 def open_image(
     image:str|Path|BytesIO|Image.Image|np.ndarray|Tensor, # A file, a picture, or bytes of shape `h w 3`
 )->Image.Image: # The picture in RGB, upright
     "Open `image` to its end, as RGB: 16-bit grey scaled, transparent parts white, the camera's orientation applied."
     if isinstance(image, (np.ndarray, Tensor)): image = Image.fromarray(np.asarray(image))
-    if isinstance(image, Image.Image): return image if image.mode=='RGB' else _to_rgb(image)
+    if isinstance(image, Image.Image):
+        plain = image.mode=='RGB' and image.getexif().get(0x0112, 1)==1 and 'transparency' not in image.info
+        return image if plain else _to_rgb(ImageOps.exif_transpose(image))
     return _open(image)
 
 # %% ../nbs/00_data.ipynb #00d60f70
@@ -457,13 +467,15 @@ def _scan_task(folder:Path, who:str)->dict:
     return parts
 
 # %% ../nbs/00_data.ipynb #e0e155b7
+_part_words = frozenset('train training val valid validation dev test testing'.split())
+
 def _scan(path:Path)->dict:
     "Image files by task, part and class."
     found = _folders(path)
     _check_links(path)
     if not found: raise BadData(f'no task folders in {path}: {_layouts}')
-    if {'train', 'test'}<=found.keys()<={'train', 'val', 'test'}:
-        raise BadData(f'{path} holds train and test itself: {_layouts}, so one folder more, named after the task')
+    if len(parts:=sorted((t for t in found if t.casefold() in _part_words), key=lambda t: not t.casefold().startswith('train')))>1:
+        raise BadData(f'{path} holds {parts[0]} and {parts[1]} itself: {_layouts}, so one folder more, named after the task')
     if all(not _folders(p) and _images(p) for p in found.values()):
         raise BadData(f'{path} holds class folders itself, as {min(found)!r}: {_layouts}, so one folder more, named after the task')
     check_names(list(found), 'task')
@@ -530,6 +542,8 @@ def _make_task(name:str, parts:dict, frac:float|int|None, shots:int|None, seed:i
         raise BadData(f'{who} is not split: expected shots, a fraction or a train list, or folders train and test')
     _check_counts(parts, shots, who)
     names = sorted(set().union(*parts.values()))
+    if len(names)<2: raise BadData(f'{who} has one class, {_shown(names[0])}, so that any answer is right: expected 2 or more; {_layouts}')
+    if lost:=sorted(parts.get('test', {}).keys()-parts.get('train', parts.get('all', {})).keys()): warnings.warn(f'{who}: class {_shown(lost[0])} is in test and not in train, {len(lost)} in all: it is known by its name alone')
     split = {k: _to_split(v, names) for k,v in parts.items()}
     train, rest = _draw(split.get('all', split.get('train')), frac, shots, seed)
     test = split.get('test', rest)

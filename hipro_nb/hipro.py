@@ -213,7 +213,7 @@ def _about(self:Comparison)->str:
 def to_markdown(self:Comparison)->str: # The table with the best of every row between `**`
     "The comparison as a Markdown table"
     head = ['task'] + [r.method for r in self.results]
-    rows = [[t] + [f'**{c}**' if b else c for c,b in row] for t,row in self.cells()]
+    rows = [[t.replace('|', '\\|')] + [f'**{c}**' if b else c for c,b in row] for t,row in self.cells()]
     lines = ['| ' + ' | '.join(r) + ' |' for r in [head, ['---']*len(head), *rows]]
     return '\n'.join(lines + ['', self._about()])
 
@@ -625,7 +625,7 @@ def _check_file(path, meta:dict, clip, tasks)->None:
     if meta.get('kind') != 'hipro_nb method' or meta.get('method') not in Method.kinds:
         raise BadData(f"{path} holds no trained method; expected a file written by `save`")
     if clip is not None and clip.key != meta['clip']['key']:
-        raise BadData(f"{path} was made with model {meta['clip']['name']} (key {meta['clip']['key'][:8]}), not with {clip.name} (key {clip.key[:8]}): its prompts mean nothing to another model")
+        raise BadData(f"{path} was made with model {meta['clip']['name']} (key {meta['clip']['key'][:8]}), not with {clip.name} (key {clip.key[:8]}): its prompts mean nothing to another model{' (a folder that was renamed needs its old name)' if meta['clip']['name'] != clip.name else ''}")
     for t,name,names in itertools.zip_longest(tasks or (), meta['tasks'] if tasks else (), meta['classnames'] if tasks else ()):
         if t is None or t.name != name: raise BadData(f"{path} was made for the tasks {', '.join(meta['tasks'])}, not for {', '.join(t.name for t in tasks)}")
         if list(t.classnames) != names: raise BadData(f"{path}: task {name!r} had other classes; expected {', '.join(names[:5])} ({len(names)} in all)")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np, torch
@@ -89,6 +90,16 @@ def encode_views(
     def _train(t, images): return Features(torch.cat([store.features(o, images, **kwargs) for o in towers]), t.train.y.repeat(views))
     return [Task(t.name, t.classnames, _train(t, raw.train.images), t.test, t.val, t.meta) for t,raw in zip(done, tasks)]
 
+# %% ../nbs/13_views.ipynb #d32cb7e4
+@cache
+def _file_hash(path:str, size:int, mtime:int)->bytes: return image_hash(path)
+
+def _known_hash(image)->bytes:
+    "`image_hash`, which reads a file once however many draws ask for it"
+    if not isinstance(image, (str, Path)): return image_hash(image)
+    s = os.stat(image)
+    return _file_hash(str(image), s.st_size, s.st_mtime_ns)
+
 # %% ../nbs/13_views.ipynb #a6423694
 @dataclass(frozen=True)
 class Leak:
@@ -112,7 +123,7 @@ def find_leaks(
     items = [(t.name, k, i, p.images[i]) for t in tasks if not t.is_encoded for k,p in t.parts.items() for i in range(len(p))]
     at = {}
     with ThreadPoolExecutor(_threads()) as pool:
-        hashes = _in_order(pool, image_hash, (o[-1] for o in items), 64)
+        hashes = _in_order(pool, _known_hash, (o[-1] for o in items), 64)
         for (t, k, i, image),h in zip(items, _bar(hashes, progress, total=len(items), desc='comparing', unit='image')):
             name = f'{image.parent.name}/{image.name}' if isinstance(image, Path) else f'image {i}'
             at.setdefault(h, {}).setdefault((t, k, name), (t, k, i, name))
@@ -123,11 +134,12 @@ def find_leaks(
 def warn_of_leaks(
     tasks:Sequence, # Tasks of images
     progress:bool=True, # Show a progress bar on a terminal
-)->None:
+)->bool: # Was there any?
     "Warn of pictures that are in training and in test images, with one of them by name."
     if found:=find_leaks(tasks, progress):
         count = f'{len(found)} pictures are in training and in test images, such as' if found[1:] else '1 picture is in training and in test images:'
         warnings.warn(f'{count} {found[0]}; `hipro_nb.views.find_leaks` lists them')
+    return bool(found)
 
 
 # %% ../nbs/13_views.ipynb #1d25212e

@@ -16,7 +16,7 @@ from pathlib import Path
 # %% ../../nbs/datasets/42_domains.ipynb #076be8b3
 from ..data import BadData, Split, _scan
 from .fetch import RemoteFile
-from .sources import DataSet, Pool, Protocol, check_present, find_folder, name_key, read_classnames, read_list, rename_classes, scan_classes, to_split
+from .sources import DataSet, Pool, Protocol, check_present, check_table, find_folder, name_key, read_classnames, read_list, rename_classes, scan_classes, to_split
 
 # %% ../../nbs/datasets/42_domains.ipynb #0d0023ff
 def scan_domains(
@@ -137,11 +137,13 @@ def scan_folder(
 )->list: # A `Pool` for each task
     "Any folder of tasks, with class names made of folder names or read from `classnames.txt`."
     root = Path(root).expanduser()
-    table = read_classnames(root)
+    table, found = read_classnames(root), _scan(root)
+    check_table(table, {c for parts in found.values() for cs in parts.values() for c in cs})
     def _pool(name, parts):
         names = sorted(set().union(*parts.values()))
+        if len(names)<2: raise BadData(f'task {name!r} has one class, {names[0]!r}, so that any answer is right: expected 2 or more, as in PATH/<task>/<class>/*')
         return rename_classes(Pool(name, names, {k: Split([p for c in names for p in cs.get(c, ())], [i for i,c in enumerate(names) for _ in cs.get(c, ())]) for k,cs in parts.items()}), table)
-    return [_pool(t, parts) for t,parts in _scan(root).items()]
+    return [_pool(t, parts) for t,parts in found.items()]
 
 image_folder = DataSet('image_folder', 'Any folder', scan_folder, protocol='4shot', protocols='share, k-shot, all (where the folder is split)',
     layout='<task>/<class>/* or <task>/{train,val,test}/<class>/*; classnames.txt if folder names are not words', source='your own', terms='yours')

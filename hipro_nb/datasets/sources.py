@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Protocol', 'read_protocol', 'Pool', 'draw_task', 'DataSet', 'check_counts', 'register_dataset', 'list_datasets',
            'find_dataset', 'name_key', 'entries', 'find_folder', 'scan_classes', 'to_split', 'read_list', 'inside_root',
-           'check_present', 'class_words', 'read_classnames', 'rename_classes', 'check_class_names']
+           'check_present', 'class_words', 'read_classnames', 'rename_classes', 'check_table', 'check_class_names']
 
 # %% ../../nbs/datasets/40_sources.ipynb #1fc67c3d
 import difflib, os, re, unicodedata, warnings
@@ -304,8 +304,9 @@ def read_classnames(
         if not line.strip(): continue
         folder, _, words = line.strip().partition('\t' if '\t' in line else ' ')
         if not words.strip(): raise BadData(f"{path}, line {i}: {line[:80]!r}, expected a folder's name and its words, with a tab between them")
-        if folder.strip() in out: raise BadData(f'{path}, line {i}: folder {folder.strip()!r} is there twice')
-        out[folder.strip()] = words.strip()
+        folder = unicodedata.normalize('NFC', folder.strip()) # as the folders' names are
+        if folder in out: raise BadData(f'{path}, line {i}: folder {folder!r} is there twice')
+        out[folder] = words.strip()
     return out
 
 def rename_classes(
@@ -317,6 +318,14 @@ def rename_classes(
     for n,k in Counter(clean_name(n).casefold() for n in names).items():
         if k>1: raise BadData(f'task {pool.name!r}: the folders {", ".join(repr(c) for c,m in zip(pool.classnames, names) if clean_name(m).casefold()==n)} are all named {n!r}; tell them apart in classnames.txt')
     return replace(pool, classnames=names)
+
+# %% ../../nbs/datasets/40_sources.ipynb #d1844220
+def check_table(
+    table:dict, # Folder name -> words, from `read_classnames`
+    folders:Iterable, # Names of the class folders that there are
+)->None:
+    "Warn of lines of `classnames.txt` that name no folder, and so rename nothing."
+    if lost := sorted(table.keys()-set(folders)): warnings.warn(f"classnames.txt: {len(lost)} of {len(table)} lines name no class folder, {lost[0]!r} first: expected a folder's name as it is written, a tab, its words")
 
 # %% ../../nbs/datasets/40_sources.ipynb #352fd77a
 def _two_spellings(a, b)->tuple|None:
