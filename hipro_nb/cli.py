@@ -13,7 +13,8 @@ __all__ = ['EMBEDDED', 'DEMO', 'OFFICE_HOME', 'SIZES', 'PARTS', 'command_parser'
 
 # %% ../nbs/90_cli.ipynb #a62f4a6a
 import argparse, hashlib, inspect, json, math, shutil, statistics, subprocess, sys, time, warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,12 +32,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # %% ../nbs/90_cli.ipynb #cbac9f1d
-from .data import BadData, FeatureStore, Features, FrozenCLIP, Task, _refuse_bad, _scan, bad_images, encode_tasks, load_image_folder, load_tensors, safe_name, save_tensors, write_atomic
+from .data import BadData, FeatureStore, Features, FrozenCLIP, Task, _refuse_bad, _scan, _threads, bad_images, encode_tasks, load_image_folder, load_tensors, safe_name, save_tensors, write_atomic
 from .mini import MINI_TRAIN, mini_clip, mini_tasks
 from .clip import PromptTower, bench_tower, is_faster, load_clip
 from .tree import TaskTree, balanced_tree, plot_affinity
 from .train import NonFiniteLoss, TrainConfig, affinity_overhead, class_index, first_difference
-from .views import encode_views, warn_of_leaks
+from .views import encode_views, known_hash, warn_of_leaks
 from .datasets import list_datasets, load_tasks
 from .datasets.sources import check_class_names, check_table, read_classnames, rename_classes
 from .baselines import METHODS, method_options
@@ -67,9 +68,11 @@ def command_parser(
 # %% ../nbs/90_cli.ipynb #e54cc373
 def memory_hint(
     e:torch.OutOfMemoryError, # What PyTorch raised
+    options:Iterable = ('chunk', 'batch_size', 'device'), # Those of the command
 )->str: # One line
-    "What is wrong where a GPU's memory is too small, and what helps"
-    return f"the GPU has too little memory ({str(e).split('. ')[0]}): expected --chunk, such as 500 pairs of prompt and class at a time, a lower --batch-size, or --device cpu"
+    "What is wrong where a GPU's memory is too small, and which of the options help"
+    helps = dict(chunk='--chunk, such as 500 pairs of prompt and class at a time', batch_size='a lower --batch-size', device='--device cpu')
+    return f"the GPU has too little memory ({str(e).split('. ')[0]}); what helps: {', '.join(h for o,h in helps.items() if o in options) or 'other programs that hold some of it, ended'}"
 
 def run_command(
     func, # A function with docments, named `run_*`
@@ -89,7 +92,7 @@ def run_command(
         warnings.showwarning = _warn
         try: func(**args)
         except (BadData, NonFiniteLoss) as e: tell(e); return 2
-        except torch.OutOfMemoryError as e: tell(memory_hint(e)); return 2
+        except torch.OutOfMemoryError as e: tell(memory_hint(e, args)); return 2
         except OSError as e: tell(f'{e.filename or "input or output"}: {e.strerror or e}'); return 2
         except KeyboardInterrupt: tell('interrupted; what was finished is kept' + (': the same command with --resume goes on from there' if 'resume' in args else '')); return 130
     return 0
@@ -197,7 +200,7 @@ class RunSettings:
     root:str|None = None # Folder that holds the data set that `data` names
     any_counts:bool = False # May its numbers of images differ from the published ones?
     views:int|None = None # Random views of each training image; None is the plain image, as 1 is
-    chunk:int|None = None # Pairs of prompt and class at a time, where memory is short; not in the record, since it changes no number
+    chunk:int|None = None # Pairs of prompt and class at a time, where memory is short; not in the record, since it changes numbers by rounding alone
 
     def __post_init__(self):
         for f in ('root' if self.root else 'data', 'model', 'pretrained', 'train_list'):
@@ -395,13 +398,13 @@ def save_seed(
 def files_digest(
     settings:RunSettings, # What is run
 )->str|None: # 16 hexadecimal digits; None where the images are not a folder of tasks
-    "Names and sizes of all files that tasks of a folder are drawn from, and the train list: another digest, other images"
+    "Stands for the names and the contents of all files that the tasks of a folder are drawn from, and for the train list"
     if settings.root is not None or settings.data in EMBEDDED: return None
     h = hashlib.sha256(Path(settings.train_list).read_bytes() if settings.train_list else b'')
-    for task,parts in sorted(_scan(Path(settings.data)).items()):
-        for line in sorted(f'{task}/{k}/{c}/{p.name}\t{p.stat().st_size}\n' for k,cs in parts.items() for c,ps in cs.items() for p in ps): h.update(line.encode())
+    files = sorted((f'{t}/{k}/{c}/{p.name}', p) for t,parts in _scan(Path(settings.data)).items() for k,cs in parts.items() for c,ps in cs.items() for p in ps)
+    with ThreadPoolExecutor(_threads()) as pool:
+        for (name, _),own in zip(files, pool.map(known_hash, (p for _,p in files))): h.update(name.encode() + own)
     return h.hexdigest()[:16]
-
 
 # %% ../nbs/90_cli.ipynb #295f8024
 def run_record(

@@ -214,14 +214,14 @@ def train_one(
     return _fit_one(method, name, wanted, list(tasks if method.needs_images else features), ids, seed, folder, progress)
 
 # %% ../nbs/91_compare.ipynb #7b1f02c6
-def _place(data:str, out:tuple, device:str, jobs:int|None, report:str|None=None)->tuple:
+def _place(data:str, out:str|Path, device:str, jobs:int|None, report:str|None=None, store:str|None=None)->dict:
     "Device and number of jobs, after a look whether all of it can be"
     if jobs is not None and jobs < 0: raise BadData(f'--jobs {jobs}: expected 0 or more')
-    for where,option in zip(out, ('--out', '--store')):
-        if where: check_apart(data, where, option)
+    check_apart(data, out)
+    if store: check_apart(data, store, '--store')
     if report: check_writable(report)
     device = pick_device(device)
-    return device, usual_jobs(device) if jobs is None else jobs
+    return dict(device=device, jobs=usual_jobs(device) if jobs is None else jobs)
 
 def usual_jobs(
     device:str = 'cpu', # Where is computed
@@ -386,6 +386,7 @@ def _packed(names, seed, settings, clip, folder, data)->list:
     tasks, features = data
     ids, packs = _test_ids(tasks, settings.root or settings.data), {}
     def pack(name):
+        "Tasks of the kind that the method works on"
         images = new_method(replace(settings, method=name), clip, seed).needs_images
         if images not in packs: packs[images] = pickle.dumps((list(tasks if images else features), ids))
         return packs[images]
@@ -396,6 +397,7 @@ def _train_apart(names, fits, settings, folder, failed, jobs, strict, progress, 
     "`jobs` fits at a time, from an iterator of `(name, seed, bytes)`; a line for each that ends"
     workers, again = Workers(), []
     def start():
+        "Fill up to `jobs` processes"
         while len(workers.running) < jobs:
             job = again.pop() if again else next(fits, None)
             if job is None: return
@@ -696,8 +698,8 @@ def run_compare(
     jobs:int|None = None, # Fits at a time, each in a process of its own with one thread; 0 fits in this process. If not given: 0 on a GPU, otherwise a job per core and per 2 GiB of free memory
 )->MethodTable: # Shows itself in a notebook
     "Trains what is missing of methods and seeds, prints the table and writes it as Markdown, LaTeX, CSV and JSON"
-    settings, (device, jobs) = RunSettings(data, model, pretrained, shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images, n_ctx=n_ctx, dtype=dtype, root=root, any_counts=any_counts, views=views, chunk=chunk, **usual_training(data, lr=lr, epochs=epochs, batch_size=batch_size)), _place(data, (out, store), device, jobs, report)
-    return compare_settings(settings, chosen_methods(methods), parse_seeds(seeds), out, methods.strip() != 'all', reported, device, FeatureStore(store or Path(out)/'features'), jobs=jobs, download=download, report=report)
+    settings = RunSettings(data, model, pretrained, shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images, n_ctx=n_ctx, dtype=dtype, root=root, any_counts=any_counts, views=views, chunk=chunk, **usual_training(data, lr=lr, epochs=epochs, batch_size=batch_size))
+    return compare_settings(settings, chosen_methods(methods), parse_seeds(seeds), out, methods.strip() != 'all', reported, store=FeatureStore(store or Path(out)/'features'), download=download, report=report, **_place(data, out, device, jobs, report, store))
 
 # %% ../nbs/91_compare.ipynb #f10c5738
 def hipro_compare(

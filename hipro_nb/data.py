@@ -479,7 +479,10 @@ def _scan(path:Path)->dict:
     if all(not _folders(p) and _images(p) for p in found.values()):
         raise BadData(f'{path} holds class folders itself, as {min(found)!r}: {_layouts}, so one folder more, named after the task')
     check_names(list(found), 'task')
-    return {t: _scan_task(p, f'task {_shown(t)}') for t,p in found.items()}
+    out = {t: _scan_task(p, f'task {_shown(t)}') for t,p in found.items()}
+    for t,classes in ((t, set().union(*p.values())) for t,p in out.items()):
+        if len(classes)<2: raise BadData(f'task {_shown(t)} has one class, {_shown(*classes)}, so that any answer is right: expected 2 or more; {_layouts}')
+    return out
 
 # %% ../nbs/00_data.ipynb #5d0119dc
 def _read_list(train_list, frac:float|int|None)->tuple:
@@ -542,7 +545,6 @@ def _make_task(name:str, parts:dict, frac:float|int|None, shots:int|None, seed:i
         raise BadData(f'{who} is not split: expected shots, a fraction or a train list, or folders train and test')
     _check_counts(parts, shots, who)
     names = sorted(set().union(*parts.values()))
-    if len(names)<2: raise BadData(f'{who} has one class, {_shown(names[0])}, so that any answer is right: expected 2 or more; {_layouts}')
     if lost:=sorted(parts.get('test', {}).keys()-parts.get('train', parts.get('all', {})).keys()): warnings.warn(f'{who}: class {_shown(lost[0])} is in test and not in train, {len(lost)} in all: it is known by its name alone')
     split = {k: _to_split(v, names) for k,v in parts.items()}
     train, rest = _draw(split.get('all', split.get('train')), frac, shots, seed)

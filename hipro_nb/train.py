@@ -352,6 +352,7 @@ def whole_step(
     usual, came = signal.getsignal(signal.SIGINT), []
     waits = callable(usual) and threading.current_thread() is threading.main_thread() # elsewhere no signal arrives
     def note(*args):
+        "Remember what came"
         came.append(args)
         signal.signal(signal.SIGINT, usual)
     if waits: signal.signal(signal.SIGINT, note)

@@ -148,8 +148,7 @@ class StandIn(TorchDispatchMode):
 
     def __enter__(self):
         answers = dict(is_available=True, _lazy_init=None, get_device_name="stand-in", synchronize=None, max_memory_allocated=0, reset_peak_memory_stats=None, device_count=1,
-                       current_device=0, get_device_capability=self.capability,
-                       mem_get_info=(2**34, 2**34))
+                       current_device=0, get_device_capability=self.capability, mem_get_info=(2**34, 2**34))
         for name, answer in answers.items(): self.stack.enter_context(mock.patch.object(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer))
         autocast = torch.autocast.__init__
         self.stack.enter_context(mock.patch.object(torch.autocast, "__init__", lambda s, kind, *args, **kwargs: autocast(s, NAME if kind == "cuda" else kind, *args, **kwargs)))

@@ -163,17 +163,18 @@ def said(tmp_path_factory):
     return json.loads((folder / "said.json").read_text())
 
 
-def check(found):
-    "Trained in float64 the two agree to rounding; in the types that are usual there, bf16 is seen and does no harm"
+def check(found, name):
+    "Trained in float64 the two agree to rounding; in the types that are usual there, bf16 is seen (fp32 is nearer, a probe of features hardly moves) and does no harm"
     assert "error" not in found, found["error"]
-    assert found["double"]["trained"] < 1e-9 and 0 < found["usual"]["trained"] < 0.25
+    assert found["double"]["trained"] < 1e-9
+    assert (5e-6 if name == "linear_probe" else 1e-3) < found["usual"]["trained"] < 0.25
     for kind, small in (("double", 1e-9), ("usual", 0.02)): assert found[kind]["reloaded"] <= 1e-6 and found[kind]["moved"] < small and abs(found[kind]["sums"] - 1) < 1e-5
     assert found.get("interrupted", 0) < 1e-9
 
 
 @needs_stand_in
 @pytest.mark.parametrize("name", WHERE)
-def test_method(said, name): check(said[name])
+def test_method(said, name): check(said[name], name)
 
 
 @needs_stand_in
@@ -200,4 +201,4 @@ def test_bf16_where_there_are_units_for_it(said): assert said["old"] == ["torch.
 @pytest.mark.parametrize("name", WHERE)
 def test_method_on_a_gpu(tmp_path, name):
     prepare(tmp_path)
-    check(compare(tmp_path, name))
+    check(compare(tmp_path, name), name)

@@ -265,10 +265,14 @@ class _Watch:
     "The meter of the run that finds the groups; a snapshot counts when its step has been taken."
     def __init__(self, meter:AffinityMeter): self.meter,self.step,self.seen = meter,0,None
     def taken(self):
+        "The step was taken: count its snapshot"
         if self.seen is not None: self.meter.update(*self.seen)
         self.step,self.seen = self.step+1,None
-    def state_dict(self): return self.meter.state_dict() | dict(step=torch.tensor(self.step))
+    def state_dict(self):
+        "As a module has it"
+        return self.meter.state_dict() | dict(step=torch.tensor(self.step))
     def load_state_dict(self, state):
+        "What `state_dict` gave"
         self.meter.load_state_dict(state)
         self.step,self.seen = int(state['step']),None
 

@@ -132,8 +132,8 @@ def losses(self:CoCoOp,
     "Cross-entropy of images of several tasks, each against its own prompt"
     order = task.argsort(stable=True)
     x, y, task = x[order.to(x.device)], y[order.to(y.device)], task[order]
-    here = task.unique_consecutive().tolist()
-    parts = x.split([int((task == t).sum()) for t in here])
+    here, sizes = (o.tolist() for o in task.unique_consecutive(return_counts=True))
+    parts = x.split(sizes)
     ctx = torch.cat([image_ctx(models[t], p) for t,p in zip(here, parts)])
     scale = torch.cat([x.new_ones(len(p), 1) * self._temperature(models[t]) for t,p in zip(here, parts)])
     none = (self.table[task] < 0).to(x.device)

@@ -7,10 +7,7 @@ __all__ = ['decode', 'ImageTokens', 'VisualPromptMethod', 'VPT', 'MaPLe', 'MVLPT
 
 # %% ../../nbs/baselines/27_visual_prompts.ipynb #977d6a7d
 import hashlib
-import os
 from collections.abc import Sequence
-import os
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +22,7 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 # %% ../../nbs/baselines/27_visual_prompts.ipynb #e21d8633
-from ..data import BadData, FeatureStore, FrozenCLIP, Split, _refuse_bad, bad_images, clean_name, image_hash
+from ..data import BadData, FeatureStore, FrozenCLIP, Split, _crew, _refuse_bad, bad_images, clean_name, image_hash
 from ..clip import PromptTower, word_ctx, zero_shot_weights
 from ..train import TrainConfig, class_index
 from ..hipro import Method, task_templates
@@ -39,7 +36,7 @@ def decode(
 )->Float[Tensor,'B c h v']: # Pixels, as the tower takes them
     "Open and preprocess images; raise one `BadData` that lists the unreadable ones."
     threads = torch.get_num_threads()
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, len(images)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with _crew(clip) as pool:
         try: return torch.stack(list(pool.map(clip.pixels, images)))
         except Exception:
             if bad := bad_images(images, False): _refuse_bad([str(o) if isinstance(o, (str, Path)) else f'image {i}' for i,o in enumerate(images)], bad)

@@ -141,7 +141,6 @@ def scan_folder(
     check_table(table, {c for parts in found.values() for cs in parts.values() for c in cs})
     def _pool(name, parts):
         names = sorted(set().union(*parts.values()))
-        if len(names)<2: raise BadData(f'task {name!r} has one class, {names[0]!r}, so that any answer is right: expected 2 or more, as in PATH/<task>/<class>/*')
         return rename_classes(Pool(name, names, {k: Split([p for c in names for p in cs.get(c, ())], [i for i,c in enumerate(names) for _ in cs.get(c, ())]) for k,cs in parts.items()}), table)
     return [_pool(t, parts) for t,parts in found.items()]
 

@@ -146,6 +146,7 @@ def method_maker(
     "What a line of a table stands for"
     own = {k: v for k, v in line.items() if k not in ('method', 'lr', 'epochs', 'batch_size')}
     def make(shots, seed):
+        "The method of this line, not fitted"
         if line['method'] == 'zero_shot': return METHODS['zero_shot'](clip, seed=seed)
         its = line.get('epochs', epochs)
         config = TrainConfig(lr=line['lr'], epochs=its[shots] if isinstance(its, dict) else its, batch_size=line.get('batch_size', batch_size), seed=seed)
