@@ -717,7 +717,7 @@ def _say_affinity(rows:list)->str:
 def peak_mib()->float: # MiB
     "Most memory that this process has held; on Linux from `/proc`, since `ru_maxrss` begins at what the parent process held"
     status = Path('/proc/self/status')
-    if status.exists(): return next(int(l.split()[1]) for l in status.read_text().splitlines() if l.startswith('VmHWM')) / 2**10
+    if status.exists(): return next(int(l.split()[1]) for l in status.read_text(encoding='utf8').splitlines() if l.startswith('VmHWM')) / 2**10
     try: import resource
     except ImportError: return math.nan # Windows keeps no such mark
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)

@@ -97,7 +97,7 @@ def image_interval(
 def _reset_peak(device)->bool: # Can the peak that follows be told from what was before?
     "Sets the high-water mark of memory back to what is held now"
     if torch.device(device).type == 'cuda': torch.cuda.reset_peak_memory_stats(device); return True
-    try: Path('/proc/self/clear_refs').write_text('5')
+    try: Path('/proc/self/clear_refs').write_text('5', encoding='utf8')
     except OSError: return False
     return True
 
@@ -229,7 +229,7 @@ def usual_jobs(
     "A fit for each core of a CPU, as far as free memory reaches (2 GiB each); on a GPU one after the other in this process"
     if not str(device).startswith('cpu'): return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    try: free = next(int(l.split()[1]) for l in Path('/proc/meminfo').read_text().splitlines() if l.startswith('MemAvailable')) / 2**20
+    try: free = next(int(l.split()[1]) for l in Path('/proc/meminfo').read_text(encoding='utf8').splitlines() if l.startswith('MemAvailable')) / 2**20
     except (OSError, StopIteration): return cores
     return max(1, min(cores, int(free / 2)))
 
