@@ -43,7 +43,6 @@ from .datasets.sources import check_class_names, check_table, read_classnames, r
 from .baselines import METHODS, method_options
 from .hipro import Method, Result, ZeroShot, compare, run_facts
 
-
 # %% ../nbs/running/70_cli.ipynb #6d0e2b5c
 def _argument(name:str, info)->tuple: # The flags and keywords of `add_argument`
     "One parameter as an argument"
@@ -148,7 +147,6 @@ def _named(tasks:list, folder:Path)->list:
     check_class_names(tasks)
     return tasks
 
-
 # %% ../nbs/running/70_cli.ipynb #ebc6297e
 def open_tasks(
     data:str, # Folder of tasks, name of a data set, 'mini-domains' or 'mini-families'
@@ -213,7 +211,6 @@ class RunSettings:
         try: self.config(0)
         except ValueError as e: raise BadData(str(e)) from None
 
-
 # %% ../nbs/running/70_cli.ipynb #fa59308f
 @patch
 def config(self:RunSettings,
@@ -236,7 +233,6 @@ def tasks(self:RunSettings,
 def record(self:RunSettings)->dict: # Plain values
     "What a run remembers of its settings"
     return {k: v for k,v in asdict(self).items() if k != 'chunk'}
-
 
 # %% ../nbs/running/70_cli.ipynb #662f6c00
 def check_apart(
@@ -357,7 +353,6 @@ def encode(self:RunSettings,
     if not self.views or method is None: return encode_tasks(clip, tasks, store, progress=progress)
     self.check_views(method, tasks)
     return encode_views(clip, tasks, self.views, seed, store, progress=progress)
-
 
 # %% ../nbs/running/70_cli.ipynb #f656f590
 def fit_method(
@@ -717,7 +712,7 @@ def _say_affinity(rows:list)->str:
 def peak_mib()->float: # MiB
     "Most memory that this process has held; on Linux from `/proc`, since `ru_maxrss` begins at what the parent process held"
     status = Path('/proc/self/status')
-    if status.exists(): return next(int(l.split()[1]) for l in status.read_text().splitlines() if l.startswith('VmHWM')) / 2**10
+    if status.exists(): return next(int(l.split()[1]) for l in status.read_text(encoding='utf8').splitlines() if l.startswith('VmHWM')) / 2**10
     try: import resource
     except ImportError: return math.nan # Windows keeps no such mark
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)

@@ -177,7 +177,8 @@ def _unfetched(e:Exception, who:str)->BadData:
 def _beside(path:Path|None)->dict:
     "Preprocessing that a configuration beside a file of weights asks for."
     config = path.parent/'open_clip_config.json' if path else None
-    return json.loads(config.read_text()).get('preprocess_cfg', {}) if config and config.is_file() else {}
+    if not config or not config.is_file(): return {}
+    return json.loads(config.read_text(encoding='utf8')).get('preprocess_cfg', {})
 
 # %% ../nbs/paper/02_clip.ipynb #c9b78df5
 def load_clip(

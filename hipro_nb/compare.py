@@ -31,7 +31,6 @@ from .views import encode_views, warn_of_leaks
 from .hipro import Interval, Method, Result, compare
 from .cli import EMBEDDED, METHODS, RunSettings, _about_to_run, _look, check_apart, memory_hint, new_method, open_model, parse_seeds, peak_mib, pick_device, run_command, run_record, usual_training
 
-
 # %% ../nbs/running/71_compare.ipynb #4b88793d
 def image_ids(
     images, # Images of a split: files, pictures, or an array
@@ -97,7 +96,7 @@ def image_interval(
 def _reset_peak(device)->bool: # Can the peak that follows be told from what was before?
     "Sets the high-water mark of memory back to what is held now"
     if torch.device(device).type == 'cuda': torch.cuda.reset_peak_memory_stats(device); return True
-    try: Path('/proc/self/clear_refs').write_text('5')
+    try: Path('/proc/self/clear_refs').write_text('5', encoding='utf8')
     except OSError: return False
     return True
 
@@ -229,7 +228,7 @@ def usual_jobs(
     "A fit for each core of a CPU, as far as free memory reaches (2 GiB each); on a GPU one after the other in this process"
     if not str(device).startswith('cpu'): return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    try: free = next(int(l.split()[1]) for l in Path('/proc/meminfo').read_text().splitlines() if l.startswith('MemAvailable')) / 2**20
+    try: free = next(int(l.split()[1]) for l in Path('/proc/meminfo').read_text(encoding='utf8').splitlines() if l.startswith('MemAvailable')) / 2**20
     except (OSError, StopIteration): return cores
     return max(1, min(cores, int(free / 2)))
 
@@ -261,7 +260,6 @@ def _outcome(name:str, wanted:Sequence, settings:RunSettings, seed:int, folder:P
     except torch.OutOfMemoryError as e: return BadData(memory_hint(e))
     except Exception: return RuntimeError(f'seed {seed}, {name}:\n{traceback.format_exc()}')
 
-
 # %% ../nbs/running/71_compare.ipynb #7b1f02d1
 class Workers:
     "Fits in processes of their own"
@@ -286,7 +284,6 @@ def _serve()->None:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try: forkserver.ensure_running()
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
 
 # %% ../nbs/running/71_compare.ipynb #7b1f02e9
 def _work(pipe, name:str, wanted:Sequence, settings:RunSettings, seed:int, folder:Path, device:str, progress:bool)->None:
@@ -320,7 +317,6 @@ def start(self:Workers,
     its.close()
     with suppress(OSError): ours.send_bytes(data) # of a process that is dead already, `next` tells
 
-
 # %% ../nbs/running/71_compare.ipynb #7b1f02f1
 @patch
 def next(self:Workers)->tuple: # The job; a line of text or an exception; warnings
@@ -348,7 +344,6 @@ def stop(self:Workers,
             if p.is_alive(): p.kill()
             p.join()
         self.running.clear()
-
 
 # %% ../nbs/running/71_compare.ipynb #7b1f02d3
 DEAREST = tuple('jscpt mmap mvlpt vpt maple cocoop tag hipro_tag proda hipro pcgrad imtl random_groups shr_ind coop coop_mtl clip_adapter linear_probe zero_shot'.split())
@@ -486,7 +481,6 @@ def _check_finished(folder:Path, names:Sequence, seeds:Sequence)->None:
         _read_run(folder, n, s)
         try: load_tensors(folder/n/f'seed{s}'/'model.safetensors')
         except BadData as e: raise BadData(f"{e}. Without the folder {folder/n/f'seed{s}'} this run is made again") from None
-
 
 # %% ../nbs/running/71_compare.ipynb #0d932e70
 def _mean_cpu(cost:Sequence)->float|None:

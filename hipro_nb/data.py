@@ -808,7 +808,6 @@ def _encode_part(clip:FrozenCLIP, part:Sequence)->tuple:
     keys, pixels = zip(*(_decode(clip, o) for o in part))
     with torch.no_grad(): return list(keys), clip.encode_image(torch.stack(pixels)).cpu()
 
-
 # %% ../nbs/paper/01_data.ipynb #66871b68
 def _crew(clip:FrozenCLIP)->ThreadPoolExecutor:
     "Threads for the work: on a CPU as many as PyTorch may use, on a GPU one for each core, to decode; each on its own."
@@ -824,7 +823,6 @@ def _worked(clip:FrozenCLIP, todo:list, batch_size:int, pool:ThreadPoolExecutor,
     ready = _in_order(pool, partial(_decode, clip), todo, 2*batch_size)
     while batch:=[o for _,o in zip(range(batch_size), ready)]:
         with torch.no_grad(): yield [k for k,_ in batch], clip.encode_image(torch.stack([p for _,p in batch])).cpu()
-
 
 # %% ../nbs/paper/01_data.ipynb #c3be45fb
 @patch
@@ -842,7 +840,6 @@ def _encode(self:FeatureStore, clip:FrozenCLIP, todo:list, batch_size:int, bar)-
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
         self._flush(clip, keys, rows)
-
 
 # %% ../nbs/paper/01_data.ipynb #28979c6c
 def _hash_or_none(image)->bytes|None:

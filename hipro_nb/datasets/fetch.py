@@ -147,7 +147,7 @@ def fetch_all(
     "Fetch and unpack what is not there yet. Stopped at any moment, it goes on from there when called again."
     for r in remotes:
         note = Path(root)/f'.{Path(r.path).name}.unpacked'
-        said = note.read_text() if os.path.isfile(note) else ''
+        said = note.read_text(encoding='utf8') if os.path.isfile(note) else ''
         if said==r.md5 or r.gives and not said and os.path.exists(Path(root)/r.gives): continue
         archive = fetch(r, root, progress)
         if r.unpack is None: continue

@@ -194,7 +194,6 @@ def entries(
         out[k] = p
     return out
 
-
 # %% ../../nbs/pictures/26_sources.ipynb #b92f0811
 def find_folder(
     root:str|Path, # What the user gave

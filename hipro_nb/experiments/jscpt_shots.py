@@ -35,7 +35,7 @@ def run_grid(
 )->dict: # The JSON's content: `about`, `facts`, `settings` of each method, `tasks`, `rows`
     "Fit every method on every draw, the seeds one after the other; `BadData` if the file is of another experiment"
     path, about, store = Path(path), json.loads(json.dumps(about or {})), FeatureStore()
-    grid = json.loads(path.read_text()) if path.exists() else dict(about=about, facts=[], settings={}, tasks=[], rows=[])
+    grid = json.loads(path.read_text(encoding='utf8')) if path.exists() else dict(about=about, facts=[], settings={}, tasks=[], rows=[])
     lines = grid['about'].get('lines', {})
     if diff := first_difference(grid['about'], about | ({'lines': {n: about['lines'].get(n, l) for n, l in lines.items()}} if lines else {})):
         raise BadData(f'{path} holds another experiment: {diff}. Expected another file')
