@@ -144,7 +144,6 @@ def warn_of_leaks(
         warnings.warn(f'{count} {found[0]}; `hipro_nb.views.find_leaks` lists them')
     return bool(found)
 
-
 # %% ../nbs/pictures/24_views.ipynb #1d25212e
 @patch
 def towers(self:FeatureStore)->list: # A dict for each tower: folder, model, precision, shards, images, megabytes
@@ -152,7 +151,7 @@ def towers(self:FeatureStore)->list: # A dict for each tower: folder, model, pre
     if self.dir is None or not self.dir.is_dir(): return []
     out = []
     for about in sorted(self.dir.glob('*/about.json')):
-        shards, said = list(about.parent.glob('*.safetensors')), json.loads(about.read_text())
+        shards, said = list(about.parent.glob('*.safetensors')), json.loads(about.read_text(encoding='utf8'))
         out.append(dict(folder=about.parent.name, model=said['model'], precision=said['precision'].split('.')[-1], shards=len(shards),
                         images=sum(_rows(p) for p in shards), megabytes=round(sum(p.stat().st_size for p in shards)/2**20, 3)))
     return out
