@@ -16,7 +16,8 @@ _joiners = '\u200c\u200d'
 
 def _is_shown(c:str)->bool:
     "Is it a character that can be seen, or that joins such?"
-    return c in _joiners or unicodedata.category(c) not in ('Cc', 'Cf', 'Cs', 'Zl', 'Zp') and c not in '\ufffe\uffff'
+    if c in _joiners: return True
+    return unicodedata.category(c) not in ('Cc', 'Cf', 'Cs', 'Zl', 'Zp') and c not in '\ufffe\uffff'
 
 def plain_text(
     text:object, # A name, or anything that prints itself
@@ -51,8 +52,9 @@ def markdown_text(
     return _acts.sub(r'\\\g<0>', plain_text(text))
 
 # %% ../nbs/paper/04_escape.ipynb #b07f276d
-_tex = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': r'\textless{}', '>': r'\textgreater{}'}
-_tex |= {'|': r'\textbar{}', '"': r'{\char34}', '`': r'{\char96}', '[': '{[}', ']': '{]}', '*': '{*}'}
+_tex = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'}
+_tex |= {'<': r'\textless{}', '>': r'\textgreater{}', '|': r'\textbar{}'}
+_tex |= {'"': r'{\char34}', '`': r'{\char96}', '[': '{[}', ']': '{]}', '*': '{*}'}
 _tex |= {c: f'\\{c}' for c in '&%_#${}'} | {'±': r'$\pm$', '≥': r'$\geq$', '−': r'$-$'}
 
 def latex_text(
