@@ -770,6 +770,7 @@ def memory_jobs(
     if bf16: jobs.insert(2, (65, 7, 'bfloat16', None))
     return jobs
 
+# %% ../nbs/running/70_cli.ipynb #9e07bc62
 def bench_memory(
     jobs:Sequence, # What `memory_jobs` gives
     quick:bool = False, # The small tower?
@@ -851,6 +852,7 @@ def _asked_parts(parts:str, rounds:int, cpu_seconds:bool, bf16:str, device:str)-
         raise BadData(f'--cpu-seconds with --device {device}: the CPU waits for a GPU; expected --device cpu')
     return asked
 
+# %% ../nbs/running/70_cli.ipynb #b730dde5
 def run_bench(
     out:str = 'runs', # Folder that gets bench.json
     rounds:int = 3, # How often everything is timed
