@@ -8,7 +8,7 @@ from project import LIB, ROOT, cells, chapters, is_exported, module_of, name, ru
 PLACE = {nb: i for i, nb in enumerate(chapters())}      # in reading order
 ORDER = {module_of(nb): i for nb, i in PLACE.items() if module_of(nb)}
 ORDER |= {m.removesuffix(".__init__"): n for m, n in ORDER.items()}     # a package is imported by its own name
-PURE = {"loss", "affinity", "tree", "fuse", "bilevel"}
+PURE = {"escape", "loss", "affinity", "tree", "fuse", "bilevel"}
 HEAVY = {"open_clip", "torchvision", "timm", "PIL"}
 
 
