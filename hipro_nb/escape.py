@@ -72,14 +72,17 @@ def csv_text(
     line = plain_text(text)
     return f"'{line}" if line[:1] in ('=', '+', '-', '@', '＝', '＋', '－', '＠') else line
 
-# %% ../nbs/paper/04_escape.ipynb #eb32344e
+# %% ../nbs/paper/04_escape.ipynb #328ad2b7
 def text_table(
     grid:list, # Rows of `(text, is best)`, the head first
 )->str: # Lines
     "For a terminal: columns in line, the first to the left; the best marked by `*`"
-    rows = [[plain_text(c) + ('*' if b else ' ') for c,b in row] for row in grid]
+    head, *rows = [[plain_text(c) for c,_ in row] for row in grid]
+    for row, cells in zip(rows, grid[1:]):
+        row[1:] = [c + ('*' if b else ' ') for c,(_,b) in zip(row[1:], cells[1:])]
+    rows = [head, *rows]
     wide = [max(map(len, column)) for column in zip(*rows)]
-    lines = [row[0].ljust(wide[0]) + ''.join(f' {c:>{w}}' for c,w in zip(row[1:], wide[1:])) for row in rows]
+    lines = [row[0].ljust(wide[0]) + ''.join(f'  {c:>{w}}' for c,w in zip(row[1:], wide[1:])) for row in rows]
     return '\n'.join(line.rstrip() for line in lines)
 
 def markdown_table(
@@ -90,7 +93,7 @@ def markdown_table(
     lines = ['| ' + ' | '.join(row) + ' |' for row in [head, *rows]]
     return '\n'.join([lines[0], '|---' + '|---:'*(len(head)-1) + '|', *lines[1:]])
 
-# %% ../nbs/paper/04_escape.ipynb #265b47f0
+# %% ../nbs/paper/04_escape.ipynb #c0c35552
 def _html_row(row, tag:str)->str:
     "A row of `(text, is best)`"
     cells = [f'<b>{html_text(c)}</b>' if b else html_text(c) for c,b in row]
