@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from forked import Forked
-from project import CFG, NBS, ROOT, cells, copy_project, is_exported, name, notebooks, number, text
+from project import CFG, NBS, ROOT, cells, chapters, copy_project, is_exported, name, notebooks, text
 
 pytestmark = pytest.mark.xdist_group("docs")
 every = pytest.mark.parametrize("nb", notebooks(), ids=name)
@@ -132,11 +132,13 @@ def test_docs_figures(nb):
 
 
 def test_docs_sidebar(site):
-    "The generated sidebar lists index, then the chapters in order; the site's settings arrive."
+    "The sidebar lists index, then every chapter in reading order, each in the section of its folder; the site's settings arrive."
     contents = yaml.safe_load((site / "nbs/sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
-    top = [c for c in contents if isinstance(c, str) and c.endswith(".ipynb")]
-    assert top[0] == "index.ipynb" and [number(c) for c in top[1:]] == sorted(number(c) for c in top[1:])
-    assert {n for n in map(name, notebooks()) if "/" not in n} == set(top)
+    assert contents[0] == "index.ipynb"
+    listed = [c for part in contents[1:] for c in part["contents"]]
+    assert listed == [name(p) for p in chapters()]
+    folders = [{Path(c).parent for c in part["contents"]} for part in contents[1:]]
+    assert all(len(f) == 1 for f in folders) and len(set.union(*folders)) == len(folders), "a part is a folder and a section"
     made = yaml.safe_load((site / "nbs/nbdev.yml").read_text(encoding="utf-8"))
     assert made["project"]["output-dir"] == CFG["doc_path"] and made["website"]["title"] == CFG["lib_name"]
     assert (site / "_proc/_quarto.yml").read_text(encoding="utf-8") == (ROOT / "_quarto.yml").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from project import LIB, ROOT, cells, chapters, is_exported, module_of, name, nu
 
 ORDER = {module_of(nb): number(nb) for nb in chapters() if module_of(nb)}
 ORDER |= {m.removesuffix(".__init__"): n for m, n in ORDER.items()}     # a package is imported by its own name
-PURE = {"loss", "affinity", "tree", "fuse", "bilevel"}
+PURE = {"escape", "loss", "affinity", "tree", "fuse", "bilevel"}
 HEAVY = {"open_clip", "torchvision", "timm", "PIL"}
 
 

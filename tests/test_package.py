@@ -103,10 +103,10 @@ def test_readme_table_agrees(tmp_path):
     from hipro_nb.hipro import Result
     tasks, seeds = ("a", "b"), (1, 2, 3)
     ours, other = Result("HiPro", tasks, seeds, [[60, 70], [64, 71], [65, 74]]), Result("CoOp", tasks, seeds, [[58, 69], [60, 70], [64, 70]])
-    runs = tmp_path / "nbs/experiments/runs"
+    runs = tmp_path / "nbs/studies/runs"
     runs.mkdir(parents=True)
     (runs / "mini_x.json").write_text(f"[{other.to_json()}, {ours.to_json()}]", encoding="utf-8")
-    md = readme.results(tmp_path / "nbs", "experiments/runs/mini_*.json")
+    md = readme.results(tmp_path / "nbs", "studies/runs/mini_*.json")
     i = ours.paired_interval(other)
     assert f"{i.mean:+.2f} ({i.low:+.2f} to {i.high:+.2f})" in md
     assert f"| HiPro | {ours.rows()[-1][1]:.2f} ± {ours.rows()[-1][2]:.2f} |" in md and "seeds 1, 2, 3" in md
