@@ -42,8 +42,10 @@ class RemoteFile:
             if p: inside_root(p, who)
         digits, n = (self.sha256, 64) if self.sha256 else (self.md5, 32)
         if not re.fullmatch(f'[0-9a-f]{{{n}}}', digits or ''):
-            raise BadData(f'{who} has the checksum {digits!r}: expected a SHA-256 of 64 hexadecimal digits, or an MD5 of 32')
-        if not self.sha256 and self.size is None: raise BadData(f'{who} has an MD5 alone: expected the size of the file, too')
+            raise BadData(f'{who} has the checksum {digits!r}: expected a SHA-256 of 64 hexadecimal digits, '
+                          'or an MD5 of 32')
+        if self.sha256 is None and self.size is None:
+            raise BadData(f'{who} has an MD5 alone: expected the size of the file, too')
     @property
     def checksum(self)->tuple:
         "Name and digits of the checksum that counts"
@@ -70,15 +72,17 @@ def _write(f:FileIO, piece:bytes)->None:
     while rest: rest = rest[f.write(rest):]
 
 def _receive(remote:RemoteFile, f:FileIO, progress:bool, timeout:float)->None:
-    "Append to `f` what the server has beyond it, and no more than the file should have; `OSError` if the answer breaks off"
+    "Append to `f` what the server has beyond it, up to the file's size; `OSError` if the answer breaks off"
     start = f.seek(0, os.SEEK_END)
-    ask = Request(remote.url, headers={'User-Agent': 'hipro_nb'} | ({'Range': f'bytes={start}-'} if start else {}))
+    rest = {'Range': f'bytes={start}-'} if start else {}
+    ask = Request(remote.url, headers={'User-Agent': 'hipro_nb'} | rest)
     with urlopen(ask, timeout=timeout) as r:
         if r.status!=206: start = f.truncate(f.seek(0))
         left = r.headers.get('Content-Length')
         total = int(left)+start if left else remote.size
-        look = dict(unit='B', unit_scale=True, desc=Path(remote.path).stem[:20], disable=None if progress else True, leave=False)
-        with tqdm(total=total, initial=start, **look) as bar:
+        name, off = Path(remote.path).stem[:20], None if progress else True
+        kw = dict(unit='B', unit_scale=True, disable=off, leave=False)
+        with tqdm(desc=name, total=total, initial=start, **kw) as bar:
             while piece:=r.read(1<<16):
                 _write(f, piece)
                 bar.update(len(piece))
@@ -105,12 +109,13 @@ def _wrong(f, remote:RemoteFile)->str:
 def _open_part(part:Path)->FileIO:
     "The part of a download, there or made: a regular file that has no other name, never what a link leads to"
     safe = (getattr(os, k, 0) for k in ('O_NOFOLLOW', 'O_NONBLOCK', 'O_BINARY'))
-    if part.is_symlink(): raise BadData(f'{part} is a link: expected the part of a download, or nothing; remove it')
+    wanted = 'expected the part of a download, or nothing; remove it'
+    if part.is_symlink(): raise BadData(f'{part} is a link: {wanted}')
     fd = os.open(part, os.O_RDWR | os.O_CREAT | sum(safe), 0o666)
     s = os.fstat(fd)
     if stat.S_ISREG(s.st_mode) and s.st_nlink<2: return os.fdopen(fd, 'r+b', buffering=0)
     os.close(fd)
-    raise BadData(f'{part} is no regular file of its own: expected the part of a download, or nothing; remove it')
+    raise BadData(f'{part} is no regular file of its own: {wanted}')
 
 # %% ../../nbs/pictures/27_fetch.ipynb #576eb3c9
 def _remove(part:Path, made:Sequence)->None:
@@ -132,14 +137,16 @@ def fetch(
     progress:bool=True, # Show a progress bar on a terminal
     timeout:float=60., # Seconds without a byte until the attempt ends
 )->Path: # The file, whole and right
-    "Download a file, or what is missing of it; raise `BadData` where it breaks off or is not the file expected"
+    "Download a file, or what is missing of it; raise `BadData` where it breaks off or is another file"
     path = Path(root)/remote.path
     part, made = path.with_name(path.name+'.part'), [p for p in path.parents if not os.path.exists(p)]
     try:
         if _is_here(path, remote): return path
         path.parent.mkdir(parents=True, exist_ok=True)
         f = _open_part(part)
-    except OSError as e: raise BadData(f'cannot write {part}: {e.strerror or e}; expected a folder that can be written. Nothing was fetched') from e
+    except OSError as e:
+        raise BadData(f'cannot write {part}: {e.strerror or e}; expected a folder that can be written. '
+                      'Nothing was fetched') from e
     stopped, wrong = None, ''
     with f:
         try:
@@ -147,10 +154,13 @@ def fetch(
             wrong = _wrong(f, remote)
         except (OSError, HTTPException, ValueError) as e: stopped = e
         kept = os.fstat(f.fileno()).st_size
-    if stopped and kept: raise BadData(f'{remote.url}: the download broke off ({stopped}); {kept:,} bytes are kept in {part.name}, and the same command goes on from there') from stopped
+    if stopped and kept:
+        raise BadData(f'{remote.url}: the download broke off ({stopped}); {kept:,} bytes are kept in '
+                      f'{part.name}, and the same command goes on from there') from stopped
     if stopped or wrong: _remove(part, made)
-    if stopped: raise BadData(f'{remote.url}: nothing came ({stopped}); expected a network, and a server that has the file') from stopped
-    if wrong: raise BadData(f'{remote.url}: the file that came has {wrong}; it was removed. Another edition, or damaged on the way')
+    why = f'nothing came ({stopped}); expected a network, and a server that has the file'
+    if wrong: why = f'the file that came has {wrong}; it was removed. Another edition, or damaged on the way'
+    if stopped or wrong: raise BadData(f'{remote.url}: {why}') from stopped
     os.replace(part, path)
     return path
 
@@ -163,15 +173,20 @@ class _Member:
     is_folder:bool # Else it is a file
     open:Callable # Opens it for reading
 
+def _no_file(archive:Path, name:str)->BadData:
+    return BadData(f'archive {archive.name}: {name[:80]!r} is a link or a device; expected files and folders')
+
 def _zip_members(archive:Path)->Iterator:
     "The members of a zip file; `BadData` for one that is neither file nor folder"
     with zipfile.ZipFile(archive) as z:
         for i in z.infolist():
-            if stat.S_IFMT(i.external_attr>>16) not in (0, stat.S_IFREG, stat.S_IFDIR): raise BadData(f'archive {archive.name}: {i.filename[:80]!r} is a link or a device; expected files and folders')
+            kind = stat.S_IFMT(i.external_attr>>16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR): raise _no_file(archive, i.filename)
             yield _Member(i.filename, i.file_size, i.is_dir(), partial(z.open, i))
 
+# %% ../../nbs/pictures/27_fetch.ipynb #e8d208cf
 class _Sparing:
-    "An unpacked tar file, of which no header is taken into memory that says to be larger than 16 MiB, and no more than `left` bytes in all"
+    "An unpacked tar file, of which at most 16 MiB are read at a time, and `left` bytes in all"
     def __init__(self, f, left:int): self.f, self.left, self.seek, self.tell = f, left, f.seek, f.tell
     def read(self, n:int=-1)->bytes:
         if not 0<=n<=1<<24: raise tarfile.ReadError(f'a header of {n:,} bytes')
@@ -181,67 +196,81 @@ class _Sparing:
         return data
 
 def _tar_members(archive:Path, most:int)->Iterator:
-    "The members of a tar file, as they come; `BadData` for one that is neither file nor folder, or whose size or time cannot be"
+    "The members of a tar file, as they come; `BadData` for one that is no file or folder, or is damaged"
     with open(archive, 'rb') as f: start = f.read(6)
     kinds = {b'\x1f\x8b': gzip.open, b'BZh': bz2.open, b'\xfd7zXZ\0': lzma.open}
     opener = next((o for k,o in kinds.items() if start.startswith(k)), open)
     with opener(archive, 'rb') as f, tarfile.open(fileobj=_Sparing(f, most), mode='r:') as t:
         while (m:=t.next()) is not None:
-            if not (m.isreg() or m.isdir()): raise BadData(f'archive {archive.name}: {m.name[:80]!r} is a link or a device; expected files and folders')
-            if m.size<0 or not math.isfinite(m.mtime) or abs(m.mtime)>1<<40: raise BadData(f'archive {archive.name}: {m.name[:80]!r} has {m.size} bytes and the time {m.mtime}; expected an archive that is not damaged')
+            if not (m.isreg() or m.isdir()): raise _no_file(archive, m.name)
+            if m.size<0 or not math.isfinite(m.mtime) or abs(m.mtime)>1<<40:
+                raise BadData(f'archive {archive.name}: {m.name[:80]!r} has {m.size} bytes and the time '
+                              f'{m.mtime}; expected an archive that is not damaged')
             yield _Member(m.name, m.size, m.isdir(), partial(t.extractfile, m))
 
 # %% ../../nbs/pictures/27_fetch.ipynb #1eba9cf3
 def _placed(m:_Member, seen:dict, archive:Path)->str:
-    "Where a member goes; `BadData` if it leaves the folder, has no name, or differs from an earlier one in case only"
+    "Where a member goes; `BadData` if that is outside, nowhere, or an earlier place in another case"
     if m.is_folder and PurePosixPath(m.name)==PurePosixPath('.') and m.name: return '.'
     parts = PurePosixPath(inside_root(m.name, f'archive {archive.name}')).parts
     for p in ('/'.join(parts[:i+1]) for i in range(len(parts))):
         q = seen.setdefault(unicodedata.normalize('NFC', p).casefold(), p)
-        if q!=p: raise BadData(f'archive {archive.name} holds {q!r} and {p!r}, which differ in case only: expected one of them; unpack it by hand, where the file system tells them apart')
+        if q!=p:
+            raise BadData(f'archive {archive.name} holds {q!r} and {p!r}, which differ in case only: expected '
+                          'one of them; unpack it by hand, where the file system tells them apart')
     return '/'.join(parts)
 
 def _extract(members:Iterable, archive:Path, to:Path, most_files:int, most_bytes:int)->None:
-    "Write members below `to`, each looked at before; raise `BadData` at the first that is not as it should be"
+    "Write members below `to`, each looked at before; raise `BadData` at the first that is not as it should"
     seen, size = {}, 0
     for n,m in enumerate(members, 1):
         size += m.size
         if n>most_files or size>most_bytes:
-            raise BadData(f'archive {archive.name} holds more than {most_files:,} members or {most_bytes:,} bytes: expected a data set; most_files and most_bytes of unpack allow more')
+            raise BadData(f'archive {archive.name} holds more than {most_files:,} members or {most_bytes:,} '
+                          'bytes: expected a data set; most_files and most_bytes of unpack allow more')
         path = to/_placed(m, seen, archive)
         try:
             (path if m.is_folder else path.parent).mkdir(parents=True, exist_ok=True)
             if m.is_folder: continue
             with m.open() as f, open(path, 'xb') as out: shutil.copyfileobj(f, out, 1<<20)
-        except (FileExistsError, NotADirectoryError) as e: raise BadData(f'archive {archive.name} holds {m.name[:80]!r} twice, or as a file and as a folder: expected it once') from e
-        if path.stat().st_size!=m.size: raise BadData(f'archive {archive.name}: {m.name[:80]!r} is cut short; expected {m.size:,} bytes')
+        except (FileExistsError, NotADirectoryError) as e:
+            raise BadData(f'archive {archive.name} holds {m.name[:80]!r} twice, or as a file and as a '
+                          'folder: expected it once') from e
+        if path.stat().st_size!=m.size:
+            raise BadData(f'archive {archive.name}: {m.name[:80]!r} is cut short; expected {m.size:,} bytes')
 
 # %% ../../nbs/pictures/27_fetch.ipynb #cee03542
-_unreadable = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, RuntimeError, ValueError, ArithmeticError, LookupError)
+_unreadable = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError,
+               OSError, RuntimeError, ValueError, ArithmeticError, LookupError)
 
 def unpack(
     archive:Path, # A zip or tar file
     to:Path, # Folder that its contents go to
     go_on:bool=False, # Leave what is there already, as from an earlier attempt, instead of refusing
     most_files:int=500_000, # Members that it may have
-    most_bytes:int|None=None, # Bytes that may come out; 1 GiB, or twenty times the archive's size where that is more, if None
+    most_bytes:int|None=None, # Bytes that may come out; twenty times its own, at least 1 GiB, if None
 )->list: # Names of what came, at the top
-    "Unpack an archive whole or not at all; raise `BadData` if it is damaged, would leave `to`, or holds what is there already"
+    "Unpack an archive whole or not at all; raise `BadData` if it is damaged, leaves `to`, or is there already"
     work = to/f'.{uuid.uuid4().hex}.tmp'
     try:
         size = check_file(archive).st_size
         if most_bytes is None: most_bytes = max(1<<30, 20*size)
         work.mkdir(parents=True)
-        members = _zip_members(archive) if zipfile.is_zipfile(archive) else _tar_members(archive, most_bytes+4096*most_files)
+        is_zip, most_read = zipfile.is_zipfile(archive), most_bytes+4096*most_files
+        members = _zip_members(archive) if is_zip else _tar_members(archive, most_read)
         _extract(members, archive, work, most_files, most_bytes)
         came = sorted(p.name for p in work.iterdir())
         there = [n for n in came if os.path.lexists(to/n)]
-        if there and not go_on: raise BadData(f'{to/there[0]} is there already, and {archive.name} holds it too: move one of them away')
+        if there and not go_on:
+            raise BadData(f'{to/there[0]} is there already, and {archive.name} holds it too: '
+                          'move one of them away')
         for n in came:
             if n not in there: os.replace(work/n, to/n)
         return came
     except BadData: raise
-    except _unreadable as e: raise BadData(f'cannot unpack {archive}: {" ".join(str(e).split())[:200]}; nothing was left behind') from e
+    except _unreadable as e:
+        why = ' '.join(str(e).split())[:200]
+        raise BadData(f'cannot unpack {archive}: {why}; nothing was left behind') from e
     finally: shutil.rmtree(work, ignore_errors=True)
 
 # %% ../../nbs/pictures/27_fetch.ipynb #765ce07c
