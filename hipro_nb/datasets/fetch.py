@@ -216,8 +216,9 @@ def _placed(m:_Member, seen:dict, archive:Path)->str:
     for p in ('/'.join(parts[:i+1]) for i in range(len(parts))):
         q = seen.setdefault(unicodedata.normalize('NFC', p).casefold(), p)
         if q!=p:
-            raise BadData(f'archive {archive.name} holds {q!r} and {p!r}, which differ in case only: expected '
-                          'one of them; unpack it by hand, where the file system tells them apart')
+            raise BadData(
+                f'archive {archive.name} holds {q!r} and {p!r}, which differ in case only: expected '
+                'one of them; unpack it by hand, where the file system tells them apart')
     return '/'.join(parts)
 
 def _extract(members:Iterable, archive:Path, to:Path, most_files:int, most_bytes:int)->None:
@@ -250,7 +251,8 @@ def unpack(
     most_files:int=500_000, # Members that it may have
     most_bytes:int|None=None, # Bytes that may come out; twenty times its own, at least 1 GiB, if None
 )->list: # Names of what came, at the top
-    "Unpack an archive whole or not at all; raise `BadData` if it is damaged, leaves `to`, or is there already"
+    """Unpack an archive whole or not at all; raise `BadData` if it is damaged, leaves `to`, or is there
+    already"""
     work = to/f'.{uuid.uuid4().hex}.tmp'
     try:
         size = check_file(archive).st_size
