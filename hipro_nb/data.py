@@ -463,8 +463,9 @@ def _contents(f, who:str)->bytes:
 
 def _stored(record:Mapping, who:str):
     "The picture in a record `bytes` and `path` of Hugging Face's"
-    if isinstance(record.get('bytes'), bytes): return record['bytes']
-    if isinstance(record.get('path'), (str, Path)): return record['path']
+    raw, path = record.get('bytes'), record.get('path')
+    if raw and isinstance(raw, bytes): return raw
+    if path and isinstance(path, (str, Path)): return Path(path)
     raise BadData(
         f'{who} is a dict with {", ".join(map(repr, record)) or "nothing"}; expected bytes or path in it, or'
         f' {_wanted.removeprefix("expected ")}')
