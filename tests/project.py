@@ -103,7 +103,8 @@ def ordinary_user():
 def other_file_system(than):
     "A folder of another file system that can be written, or None"
     places = ("/dev/shm", f"/run/user/{os.getuid()}", "/tmp", "/var/tmp")
-    return next((p for p in places if os.access(p, os.W_OK) and os.stat(p).st_dev != os.stat(than).st_dev), None)
+    return next(
+        (p for p in places if os.access(p, os.W_OK) and os.stat(p).st_dev != os.stat(than).st_dev), None)
 
 
 def run(*cmd, cwd=ROOT, timeout=900, **env):

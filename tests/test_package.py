@@ -33,9 +33,10 @@ def installed(tmp_path_factory):
     "What `pip install .` puts into an empty folder, out of a clone that cannot be written"
     top = copy_project(tmp_path_factory.mktemp("install") / "a clone")
     target, before = top.parent / "site", sorted(top.rglob("*"))
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
+           "--no-index"]
     set_writable(top, False)
-    try: status, out = run(*(ordinary_user() or ()), *pip, "--target", target, ".", cwd=top)
+    try:status, out = run(*(ordinary_user() or ()), *pip, "--target", target, ".", cwd=top)
     finally: set_writable(top, True)
     assert status == 0, out[-4000:]
     assert ordinary_user() is None or sorted(top.rglob("*")) == before  # root writes anywhere
@@ -102,7 +103,8 @@ for name, *argv in json.loads(sys.argv[1]):
 
 
 def test_commands_of_an_installed_package(installed, tmp_path):
-    "Out of a package that cannot be written, without git, with temporary files elsewhere, by an ordinary user"
+    """Out of a package that cannot be written, without git, with temporary files elsewhere, by an ordinary
+    user"""
     image_folder(tmp_path / "data", tasks=("art", "photo"), classes=("plum", "fig"), n=2)
     save_clip(tmp_path / "model")
     small = ["--model", "model", "--shots", "1", "--seeds", "1", "--epochs", "1", "--n-ctx", "2"]

@@ -11,6 +11,7 @@ of the working tree. What this machine cannot offer is listed with the reason.
 A Python other than this one gets an environment of its own: about 6 GB, removed afterwards unless --keep says
 otherwise. Needs the standard library alone.
 """
+
 import argparse
 import os
 import random
