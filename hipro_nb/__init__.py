@@ -39,7 +39,7 @@ def __dir__():
     return sorted([*NAMES, 'NAMES', '__version__'])
 
 # %% ../nbs/running/78_package.ipynb #4e632f14
-_all_ = ['BadData', 'Task', 'Split', 'Features', 'FrozenCLIP', 'FeatureStore', 'load_image_folder', 'load_tasks',
-         'list_datasets', 'mini_tasks', 'mini_clip', 'load_clip', 'PromptTower', 'TrainConfig', 'HiPro', 'ZeroShot',
-         'Result', 'METHODS', 'task_loss', 'group_loss', 'affinity_matrix', 'TaskTree', 'balanced_tree',
-         'fuse_weights', 'hypergradient', 'NAMES']
+_all_ = ['BadData', 'Task', 'Split', 'Features', 'FrozenCLIP', 'FeatureStore', 'load_image_folder',
+         'load_tasks', 'list_datasets', 'mini_tasks', 'mini_clip', 'load_clip', 'PromptTower', 'TrainConfig',
+         'HiPro', 'ZeroShot', 'Result', 'METHODS', 'task_loss', 'group_loss', 'affinity_matrix', 'TaskTree',
+         'balanced_tree', 'fuse_weights', 'hypergradient', 'NAMES']
