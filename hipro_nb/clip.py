@@ -619,7 +619,8 @@ def with_hooks(
     model:nn.Module, # Left as it is
     hooks:dict, # Module of `model` -> method that registers a hook, and the hook
 )->nn.Module: # Shares all weights with `model`
-    "`model` with hooks on some of its modules, which are there for whoever has this copy and for nobody else."
+    """`model` with hooks on some of its modules, which are there for whoever has this copy and for nobody
+    else."""
     def _copy(m):
         parts = {k: c if c is None else _copy(c) for k,c in m._modules.items()}
         if m not in hooks and all(parts[k] is c for k,c in m._modules.items()): return m

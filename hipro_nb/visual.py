@@ -332,4 +332,5 @@ def _entries(self:DeepPromptTower, where:Tensor, ctx:Tensor)->dict:
         def _fill(module, args): return args[0].scatter(1, where, ctx[:,l].to(args[0].dtype)),*args[1:]
         return 'register_forward_pre_hook',_fill
     blocks = _text(self.clip.model).transformer.resblocks
-    return PromptTower._entries(self, where, ctx[:,0]) | {blocks[l]: _enter(l) for l in range(1, ctx.shape[1])}
+    return PromptTower._entries(self, where, ctx[:, 0]) | {
+        blocks[l]: _enter(l) for l in range(1, ctx.shape[1])}
