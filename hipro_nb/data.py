@@ -504,7 +504,7 @@ def _members(o, who:str)->Iterator|None:
 def one_image(
     image, # A picture in any form
     who:str='the picture', # What to call it in a message
-): # A file, its bytes, a Pillow picture or an array of bytes
+)->object: # A file, its bytes, a Pillow picture or an array of bytes
     "`image` in a form that can be kept; raise `BadData` where it is not one picture"
     one = _single(_without_label(image), who)
     if one is None: raise BadData(f'{who} is a {type(image).__name__}{_looks(image)}; {_wanted}')
