@@ -27,4 +27,4 @@ if __name__ == "__main__":
     nbdev.serve_drv.main = main
     nbdev.quarto._ensure_quarto = lambda: None
     nbdev.quarto._pre_docs(n_workers=0)
-    Path("docs.json").write_text(json.dumps(report))
+    Path("docs.json").write_text(json.dumps(report), encoding="utf-8")

@@ -40,7 +40,7 @@ def _serve(where, args, kwargs, cwd, path, out, err, cpu):
     finally:
         atexit._run_exitfuncs()
         for s in (sys.stdout, sys.stderr): s.flush()
-        Path(cpu).write_text(str(sum(os.times()[:4])))
+        Path(cpu).write_text(str(sum(os.times()[:4])), encoding="utf-8")
 
 
 @functools.cache
@@ -77,6 +77,6 @@ class Forked:
                 with contextlib.suppress(ProcessLookupError): os.killpg(self.pid, signal.SIGKILL)
                 self.process.join()
         said = [Path(p).read_text(encoding="utf-8", errors="replace") if os.path.exists(p) else "" for p in (self.out, self.err)]
-        if os.path.exists(self.cpu): self.cpu_seconds = float(Path(self.cpu).read_text())
+        if os.path.exists(self.cpu): self.cpu_seconds = float(Path(self.cpu).read_text(encoding="utf-8"))
         self.folder.cleanup()
         return (124, said[0], said[1] + f"\nstopped after {timeout} s") if late else (self.process.exitcode, *said)

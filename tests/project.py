@@ -71,7 +71,7 @@ def copy_project(dst):
     def left_out(folder, names):
         top = Path(folder) == ROOT
         return [n for n in names if n in SKIP or n.endswith((".egg-info", ".tmp")) or (top and n == "runs")
-                or (Path(folder) == NBS and n in ("nbdev.yml", "sidebar.yml", "runs"))]
+                or (Path(folder) == NBS and n in ("nbdev.yml", "runs"))]
     shutil.copytree(ROOT, dst, symlinks=True, ignore=left_out)
     return Path(dst)
 

@@ -64,7 +64,7 @@ def test_missing_folder(tmp_path):
 
 
 def test_a_file_instead_of_a_folder(tmp_path):
-    (tmp_path / "zip").write_text("x")
+    (tmp_path / "zip").write_text("x", encoding="utf-8")
     with refused("zip", "expected"):
         load_image_folder(tmp_path / "zip", shots=1)
 
@@ -127,13 +127,13 @@ def test_train_list_names_a_file_that_is_not_there(folder):
 
 
 def test_train_list_of_other_tasks(folder, tmp_path):
-    (tmp_path / "list.json").write_text(json.dumps(dict(art=[], photo=[], music=[])))
+    (tmp_path / "list.json").write_text(json.dumps(dict(art=[], photo=[], music=[])), encoding="utf-8")
     with refused("'clip art'", "only", "the same tasks"):
         load_image_folder(folder, train_list=tmp_path / "list.json")
 
 
 def test_train_list_is_not_json(folder, tmp_path):
-    (tmp_path / "list.json").write_text("{")
+    (tmp_path / "list.json").write_text("{", encoding="utf-8")
     with refused("list.json", "expected JSON"):
         load_image_folder(folder, train_list=tmp_path / "list.json")
 
@@ -224,13 +224,13 @@ def test_prompt_too_long_for_the_context(clip):
 def test_truncated_and_unreadable_images_are_listed(folder):
     p, q = folder / "art" / "plum" / "1.png", folder / "photo" / "apple" / "2.png"
     p.write_bytes(p.read_bytes()[:200])
-    q.write_text("not an image")
+    q.write_text("not an image", encoding="utf-8")
     with refused("2 unreadable images", "art/plum/1.png", "photo/apple/2.png", "skip_bad_images"):
         load_image_folder(folder, shots=1)
 
 
 def test_unreadable_images_are_skipped_when_asked(folder):
-    (folder / "art" / "plum" / "1.png").write_text("not an image")
+    (folder / "art" / "plum" / "1.png").write_text("not an image", encoding="utf-8")
     with pytest.warns(UserWarning, match="skipped 1 unreadable images: art/plum/1.png"):
         tasks = load_image_folder(folder, shots=2, skip_bad_images=True)
     assert len(tasks[0].train) + len(tasks[0].test) == 14
@@ -262,8 +262,8 @@ def test_one_pixel_wide(clip, tmp_path):
 def test_hidden_files_and_folders_are_left_out(folder):
     (folder / ".git").mkdir()
     (folder / "art" / ".cache").mkdir()
-    (folder / "art" / "plum" / ".DS_Store").write_text("x")
-    (folder / "art" / "plum" / "Thumbs.db").write_text("x")
+    (folder / "art" / "plum" / ".DS_Store").write_text("x", encoding="utf-8")
+    (folder / "art" / "plum" / "Thumbs.db").write_text("x", encoding="utf-8")
     (folder / "__MACOSX").mkdir()
     tasks = load_image_folder(folder, shots=2)
     assert [t.name for t in tasks] == ["art", "clip art", "photo"] and len(tasks[0].train) + len(tasks[0].test) == 15
@@ -482,7 +482,7 @@ def test_read_only_output_folder(tmp_path, capfd, monkeypatch):
     from hipro_nb.cli import hipro_fit
 
     argv = [str(image_folder(tmp_path / "data")), "--model", str(save_clip(tmp_path / "model")), "--shots", "1", "--seeds", "1", "--epochs", "1"]
-    (tmp_path / "file").write_text("x")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         assert hipro_fit([*argv, "--out", str(out)]) == 2
         err = capfd.readouterr().err
@@ -503,7 +503,7 @@ def test_read_only_output_folder(tmp_path, capfd, monkeypatch):
 
 
 def test_write_atomic_into_a_missing_place(tmp_path):
-    (tmp_path / "f").write_text("x")
+    (tmp_path / "f").write_text("x", encoding="utf-8")
     with refused("cannot write", "expected a folder that can be written"):
         write_atomic(tmp_path / "f" / "g", b"1")
 

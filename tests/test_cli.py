@@ -68,7 +68,7 @@ def test_fit_leaves_everything(run):
     results = read_results(run / "results.json")
     assert [r.method for r in results] == ["zero-shot", "CoOp", "CoOp-MTL", "Shr+Ind", "HiPro"]
     assert all(r.seeds == (1, 2) and r.tasks == ("art", "clip art", "photo") for r in results)
-    text = (run / "results.md").read_text()
+    text = (run / "results.md").read_text(encoding="utf-8")
     assert "**" in text and "95% interval" in text and "n = 2 runs" in text
 
 
@@ -176,7 +176,7 @@ def test_predict_in_a_new_process(run, home):
 
 def test_predict_refuses(run, home, capfd):
     image = str(home / "data" / "photo" / "plum" / "0.png")
-    (home / "notes.txt").write_text("x")
+    (home / "notes.txt").write_text("x", encoding="utf-8")
     other = save_clip(home / "other", seed=1)
     for argv, parts in (
         ([str(run), str(home / "none.png")], ("none.png",)),
@@ -232,7 +232,7 @@ def test_one_task_says_that_it_is_coop(home, tmp_path, capfd):
 
 def test_skip_bad_images(home, tmp_path, capfd):
     data = image_folder(tmp_path / "data")
-    (data / "art" / "plum" / "1.png").write_text("not a picture")
+    (data / "art" / "plum" / "1.png").write_text("not a picture", encoding="utf-8")
     argv = [str(data), *words(home, seeds=2, out=tmp_path, method="coop")[1:]]
     assert hipro_fit(argv) == 2
     err = capfd.readouterr().err
@@ -243,17 +243,17 @@ def test_skip_bad_images(home, tmp_path, capfd):
 
 def test_train_list_and_fraction(home, tmp_path, capfd):
     lists = {t: [f"{c}/{i}.png" for c in ("apple", "plum", "red pear") for i in (0, 1)] for t in ("art", "clip art", "photo")}
-    (tmp_path / "list.json").write_text(json.dumps({"10": lists}))
+    (tmp_path / "list.json").write_text(json.dumps({"10": lists}), encoding="utf-8")
     argv = words(home, shots=None, train_list=tmp_path / "list.json", fraction=0.1, seeds=1, method="zero_shot", out=tmp_path)
     assert hipro_fit(argv) == 0
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     assert record["tasks"][0]["images"] == dict(train=6, test=9)
 
 
 def test_bench(tmp_path, capfd, monkeypatch):
     monkeypatch.setitem(SIZES, "small", [])
     assert hipro_bench(["--quick", "--rounds", "1", "--parts", "tower,affinity,memory", "--out", str(tmp_path)]) == 0
-    found, out = json.loads((tmp_path / "bench.json").read_text()), capfd.readouterr().out
+    found, out = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8")), capfd.readouterr().out
     assert found["tower"]["found"]["classes"] == 65 and found["tower"]["found"]["ways"]["float32"]["ratio"] > 1
     assert [a["tasks"] for a in found["affinity"]["found"]] == [4, 20] and found["affinity"]["facts"]["versions"]["torch"]
     assert [(r["classes"], r["nodes"], r["dtype"]) for r in found["memory"]["found"]] == [(65, 1, None)] and found["memory"]["found"][0]["peak_mib"] > 1
@@ -291,7 +291,7 @@ def test_a_data_set_by_its_name(home, tmp_path, capfd):
     assert hipro_fit(argv) == 2
     assert "office" in capfd.readouterr().err.lower() and not (tmp_path / "runs").exists()
     assert hipro_fit(argv + ["--any-counts"]) == 0
-    record = json.loads((tmp_path / "runs" / "run" / "run.json").read_text())
+    record = json.loads((tmp_path / "runs" / "run" / "run.json").read_text(encoding="utf-8"))
     assert record["settings"]["data"] == "office_caltech10" and [t["name"] for t in record["tasks"]] == ["amazon", "caltech", "dslr", "webcam"]
     assert hipro_fit(["office_caltech10", "--method", "zero_shot"]) == 2
     assert "expected --root" in capfd.readouterr().err
@@ -316,7 +316,7 @@ def test_compare_runs_every_method(comparison):
     assert {n for n, c in table.costs.items() if c["trained_with"]} == {"coop", "coop_mtl", "shr_ind"}
     assert set(table.gains) == set(METHODS) - {"hipro"} and all(g["images"].low <= g["images"].mean <= g["images"].high for g in table.gains.values())
     for end in ("md", "tex", "csv"):
-        text = (folder / f"table.{end}").read_text()
+        text = (folder / f"table.{end}").read_text(encoding="utf-8")
         assert all(r.method in text for r in table.results.values()) and str(folder.parent) not in text
 
 
@@ -337,7 +337,7 @@ def test_a_report_that_cannot_be_written_is_told_first(home, tmp_path, capfd):
 
 @pytest.mark.parametrize("hipro", (hipro_fit, hipro_compare), ids=("fit", "compare"))
 def test_a_store_that_is_a_file_is_told_first(home, tmp_path, capfd, hipro):
-    (tmp_path / "store").write_text("a letter")
+    (tmp_path / "store").write_text("a letter", encoding="utf-8")
     assert hipro([*words(home, seeds=1, name=None, out=tmp_path / "runs"), "--store", str(tmp_path / "store")]) == 2
     assert "store is not a folder" in capfd.readouterr().err and not (tmp_path / "runs").exists()
 

@@ -106,7 +106,7 @@ def domain_lists(root, domains, splits, classes, n=20):
         (root / splits).mkdir(parents=True, exist_ok=True)
         for part, is_train in dict(train=True, test=False).items():
             mine = [r for r in rows if r[2] == is_train]
-            (root / splits / f"{d}_{part}.txt").write_text("".join(f"{p} {k}\n" for p, k, _ in mine))
+            (root / splits / f"{d}_{part}.txt").write_text("".join(f"{p} {k}\n" for p, k, _ in mine), encoding="utf-8")
             counts.setdefault(d, {})[part] = len(mine)
     return counts
 
@@ -129,13 +129,13 @@ def the_ten(root, k=2):
         if name == "fgvc_aircraft":
             rows = {p: [f"{i:03}{j}{m} Boeing {700 + i}" for i in range(k) for j in range(m)] for p, m in n.items()}
             pictures(root / name, [f"images/{r.split()[0]}.jpg" for rs in rows.values() for r in rs])
-            (root / name / "variants.txt").write_text("".join(f"Boeing {700 + i}\n" for i in range(k)))
-            for p, rs in rows.items(): (root / name / f"images_variant_{p}.txt").write_text("\n".join(rs))
+            (root / name / "variants.txt").write_text("".join(f"Boeing {700 + i}\n" for i in range(k)), encoding="utf-8")
+            for p, rs in rows.items(): (root / name / f"images_variant_{p}.txt").write_text("\n".join(rs), encoding="utf-8")
             continue
         top = lambda p: ("cars_test/" if p == "test" else "cars_train/") if name == "stanford_cars" else "abc/"
         rows = {p: [[f"{top(p)}{p}{c}_{j:05}.jpg", c, f"{name} kind {c}"] for c in range(k) for j in range(m)] for p, m in n.items()}
         pictures(root / folder / images, [r[0] for rs in rows.values() for r in rs])
-        (root / folder / f"split_zhou_{split}.json").write_text(json.dumps(rows))
+        (root / folder / f"split_zhou_{split}.json").write_text(json.dumps(rows), encoding="utf-8")
     return counts
 
 
@@ -157,7 +157,7 @@ def test_office_home_is_the_published_split():
     "Independent of the loader: the packed lists against the JSON, as sets of paths."
     published = SHARED / "splits/office_home_train.json"
     if not published.is_file(): pytest.skip("no shared data")
-    for q, tasks in json.loads(published.read_text()).items():
+    for q, tasks in json.loads(published.read_text(encoding="utf-8")).items():
         for t, paths in tasks.items():
             packed = office_home_lists()[q][t]
             assert sorted(paths) == sorted(f"{c}/{n}" for c, ns in packed.items() for n in ns), (q, t)
@@ -280,7 +280,7 @@ def test_old_class_names_become_coops(tmp):
         folder, images, split = TEN[name]
         rows = {p: [[f"{c}/{p}.jpg", k, c] for k, c in enumerate(table)] for p in ("train", "val", "test")}
         pictures(tmp / folder / images, [r[0] for rs in rows.values() for r in rs])
-        (tmp / folder / f"split_zhou_{split}.json").write_text(json.dumps(rows))
+        (tmp / folder / f"split_zhou_{split}.json").write_text(json.dumps(rows), encoding="utf-8")
         assert ds.load_tasks(name, tmp, "1shot", counts=False)[0].classnames == tuple(table.values())
 
 
@@ -316,9 +316,9 @@ def test_own_folder_in_one_line(tmp):
 
 def test_own_names(tmp):
     own(tmp, classes=("n01440764", "SeaHorse", "tabby, tabby cat"))
-    (tmp / "classnames.txt").write_text("n01440764 tench\n")
+    (tmp / "classnames.txt").write_text("n01440764 tench\n", encoding="utf-8")
     assert ds.load_tasks("image_folder", tmp, "1shot")[0].classnames == ("Sea Horse", "tench", "tabby")
-    (tmp / "classnames.txt").write_text("n01440764 tench\nSeaHorse Tench\n")
+    (tmp / "classnames.txt").write_text("n01440764 tench\nSeaHorse Tench\n", encoding="utf-8")
     refused("are all named 'tench'", ds.load_tasks, "image_folder", tmp, "1shot")
 
 
@@ -347,7 +347,7 @@ def test_datasets_library_is_an_extra(tmp, monkeypatch):
     "`pip install '.[hf]'` brings it, and who asks for such a set without it is told so."
     status, out = run(sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp, cwd=copy_project(tmp / "copy"))
     assert status == 0, out
-    assert "[hf]\ndatasets" in (tmp / "hipro_nb.egg-info/requires.txt").read_text()
+    assert "[hf]\ndatasets" in (tmp / "hipro_nb.egg-info/requires.txt").read_text(encoding="utf-8")
     monkeypatch.setitem(sys.modules, "datasets", None)
     refused("pip install '.[hf]'", ds.load_tasks, "huggingface", tmp, "1shot")
 
@@ -381,7 +381,7 @@ def test_download_option(squares):
     assert status == 2 and "no folder" in err and "download=True" in err and not (squares / "data").exists()
     assert hipro_fit(*argv, "--download")[0] == 0
     assert sorted(p.name for p in (squares / "data").iterdir()) == [".squares.tar.unpacked", "squares", "squares.tar"]
-    record = json.loads(next((squares / "runs").glob("*/run.json")).read_text())
+    record = json.loads(next((squares / "runs").glob("*/run.json")).read_text(encoding="utf-8"))
     assert {t["name"]: t["images"] for t in record["tasks"]} == {"art": dict(train=4, test=4), "photo": dict(train=4, test=4)}
     status, err = hipro_fit(squares / "made", "--download", "--shots", "1", "--out", squares / "other")
     assert status == 2 and "--download: expected the name of a data set and --root" in err
@@ -417,7 +417,7 @@ def test_compare_takes_views_and_download(squares, monkeypatch):
     assert hipro_fit(*named, *words, "--method", "coop", "--out", squares / "runs", "--name", "fit")[0] == 0
     learned = [sorted(load_tensors(next((squares / "runs").glob(f"{where}/seed1/model.safetensors")))[0].items()) for where in ("squares-*/coop", "fit")]
     assert [(k, v.numpy().tobytes()) for k, v in learned[0]] == [(k, v.numpy().tobytes()) for k, v in learned[1]]
-    assert json.loads(next((squares / "runs").glob("squares-*/run.json")).read_text())["settings"]["views"] == 2
+    assert json.loads(next((squares / "runs").glob("squares-*/run.json")).read_text(encoding="utf-8"))["settings"]["views"] == 2
     status, err = hipro_fit(*named, *words, "--methods", "coop,linear_probe", "--out", squares / "other", run=run_compare)
     assert status == 2 and "linear_probe cannot be run: --views 2 with" in err and "views of one image would be on both sides" in err and not (squares / "other").exists()
     asked = []
@@ -466,7 +466,7 @@ def by_nobody(f):
         except BaseException as e: said = f"{type(e).__name__}: {e}".encode()[:4000]
         finally: os.write(theirs, said); os._exit(0)
     os.close(theirs)
-    with open(ours) as pipe: said = pipe.read()
+    with open(ours, encoding="utf-8") as pipe: said = pipe.read()
     os.waitpid(pid, 0)
     assert not said, said
 
@@ -484,7 +484,7 @@ def by_nobody(f):
     ("cifar100", cifar_files, "cifar-100-python/train", "cannot read {}: Permission denied"),
     ("image_folder", own, ".", "cannot read the folder {}: Permission denied"),
     ("image_folder", own, "art/mug", "cannot read the folder {}: Permission denied"),
-    ("image_folder", lambda t: (own(t), (t / "classnames.txt").write_text("mug cup")), "classnames.txt", "cannot read {}: Permission denied; expected a line for each folder"),
+    ("image_folder", lambda t: (own(t), (t / "classnames.txt").write_text("mug cup", encoding="utf-8")), "classnames.txt", "cannot read {}: Permission denied; expected a line for each folder"),
 ], ids=lambda v: v if isinstance(v, str) and "{" not in v else "")
 def test_no_permission(tmp, name, make, closed, why):
     "A folder, a list or a file that may not be read is named, and no source is offered for what is there."
@@ -564,11 +564,11 @@ def test_class_in_one_task_only(tmp):
 
 def test_empty_split(tmp):
     counts = domain_lists(tmp, DOMAINS, "splits", ("bed",))
-    (tmp / "splits/sketch_test.txt").write_text("\n")
+    (tmp / "splits/sketch_test.txt").write_text("\n", encoding="utf-8")
     refused("sketch_test.txt names no file", ds.load_tasks, "domainnet", tmp, counts=counts)
     the_ten(tmp / "ten")
     path = tmp / "ten/dtd/split_zhou_DescribableTextures.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | dict(test=[])))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | dict(test=[])), encoding="utf-8")
     refused("task 'dtd': the test part is empty", ds.load_tasks, "dtd", tmp / "ten", counts=False)
     own(tmp / "own", classes=("mug",))
     (tmp / "own/art/bed").mkdir()
@@ -579,7 +579,7 @@ def test_empty_split(tmp):
                                       ("clipart/bed/x.jpg", "expected 'relative/path label'"), ("clipart/axe/x.jpg zero", "expected 'relative/path label'")])
 def test_lists(tmp, line, why):
     domain_lists(tmp, DOMAINS, "splits", ("bed",))
-    with open(tmp / "splits/clipart_train.txt", "a") as f: f.write(line + "\n")
+    with open(tmp / "splits/clipart_train.txt", "a", encoding="utf-8") as f: f.write(line + "\n")
     refused(why, ds.load_tasks, "domainnet", tmp, counts=False)
 
 

@@ -151,7 +151,7 @@ def walk(folder):
     for what, f in rest.items():
         try: said[what] = f()
         except Exception: said[what] = traceback.format_exc()
-    (folder / "said.json").write_text(json.dumps(said))
+    (folder / "said.json").write_text(json.dumps(said), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
@@ -160,7 +160,7 @@ def said(tmp_path_factory):
     prepare(folder)
     status, out = Forked("test_device:walk", str(folder), cwd=folder, sys_path=[ROOT, ROOT / "tests"], both=True).wait(600)[:2]
     assert status == 0, out[-4000:]
-    return json.loads((folder / "said.json").read_text())
+    return json.loads((folder / "said.json").read_text(encoding="utf-8"))
 
 
 def check(found, name):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from forked import Forked
-from project import CFG, NBS, ROOT, cells, copy_project, is_exported, name, notebooks, number, text
+from project import CFG, NBS, ROOT, cells, chapters, copy_project, is_exported, name, notebooks, text
 
 pytestmark = pytest.mark.xdist_group("docs")
 every = pytest.mark.parametrize("nb", notebooks(), ids=name)
@@ -60,7 +60,7 @@ def anchors(site, nb):
 @every
 def test_docs_process(site, nb):
     "No error, no cell that mixes imports and code; title and subtitle became front matter."
-    said = json.loads((site / "docs.json").read_text())[nb.name]
+    said = json.loads((site / "docs.json").read_text(encoding="utf-8"))[nb.name]
     assert said["error"] is None, said["error"]
     assert not said["warnings"] and "imports and other code" not in said["said"], said
     front, made = page(site, nb)
@@ -132,19 +132,21 @@ def test_docs_figures(nb):
 
 
 def test_docs_sidebar(site):
-    "The generated sidebar lists index, then the chapters in order; the site's settings arrive."
-    contents = yaml.safe_load((site / "nbs/sidebar.yml").read_text())["website"]["sidebar"]["contents"]
-    top = [c for c in contents if isinstance(c, str) and c.endswith(".ipynb")]
-    assert top[0] == "index.ipynb" and [number(c) for c in top[1:]] == sorted(number(c) for c in top[1:])
-    assert {n for n in map(name, notebooks()) if "/" not in n} == set(top)
-    made = yaml.safe_load((site / "nbs/nbdev.yml").read_text())
+    "The sidebar lists index, then every chapter in reading order, each in the section of its folder; the site's settings arrive."
+    contents = yaml.safe_load((site / "nbs/sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+    assert contents[0] == "index.ipynb"
+    listed = [c for part in contents[1:] for c in part["contents"]]
+    assert listed == [name(p) for p in chapters()]
+    folders = [{Path(c).parent for c in part["contents"]} for part in contents[1:]]
+    assert all(len(f) == 1 for f in folders) and len(set.union(*folders)) == len(folders), "a part is a folder and a section"
+    made = yaml.safe_load((site / "nbs/nbdev.yml").read_text(encoding="utf-8"))
     assert made["project"]["output-dir"] == CFG["doc_path"] and made["website"]["title"] == CFG["lib_name"]
-    assert (site / "_proc/_quarto.yml").read_text() == (ROOT / "_quarto.yml").read_text()
+    assert (site / "_proc/_quarto.yml").read_text(encoding="utf-8") == (ROOT / "_quarto.yml").read_text(encoding="utf-8")
 
 
 def test_docs_settings():
     assert (NBS / "_quarto.yml").is_symlink() and (NBS / "_quarto.yml").resolve() == ROOT / "_quarto.yml"
-    q = yaml.safe_load((ROOT / "_quarto.yml").read_text())
+    q = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
     assert q["project"]["type"] == "website" and {"nbdev.yml", "sidebar.yml"} <= set(q["metadata-files"])
     assert "commonmark" in q["format"] and q["format"]["html"]["keep-md"] is True
     assert (NBS / q["format"]["html"]["css"]).exists()

@@ -37,4 +37,4 @@ def test_one_module_per_notebook():
 
 
 def test_version():
-    assert f'__version__ = "{CFG["version"]}"' in (ROOT / "hipro_nb/__init__.py").read_text()
+    assert f'__version__ = "{CFG["version"]}"' in (ROOT / "hipro_nb/__init__.py").read_text(encoding="utf-8")

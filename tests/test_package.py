@@ -103,10 +103,10 @@ def test_readme_table_agrees(tmp_path):
     from hipro_nb.hipro import Result
     tasks, seeds = ("a", "b"), (1, 2, 3)
     ours, other = Result("HiPro", tasks, seeds, [[60, 70], [64, 71], [65, 74]]), Result("CoOp", tasks, seeds, [[58, 69], [60, 70], [64, 70]])
-    runs = tmp_path / "nbs/experiments/runs"
+    runs = tmp_path / "nbs/studies/runs"
     runs.mkdir(parents=True)
-    (runs / "mini_x.json").write_text(f"[{other.to_json()}, {ours.to_json()}]")
-    md = readme.results(tmp_path / "nbs", "experiments/runs/mini_*.json")
+    (runs / "mini_x.json").write_text(f"[{other.to_json()}, {ours.to_json()}]", encoding="utf-8")
+    md = readme.results(tmp_path / "nbs", "studies/runs/mini_*.json")
     i = ours.paired_interval(other)
     assert f"{i.mean:+.2f} ({i.low:+.2f} to {i.high:+.2f})" in md
     assert f"| HiPro | {ours.rows()[-1][1]:.2f} ± {ours.rows()[-1][2]:.2f} |" in md and "seeds 1, 2, 3" in md
@@ -114,14 +114,14 @@ def test_readme_table_agrees(tmp_path):
 
 def test_changelog_names_exist():
     "The public API that the changelog lists is exported."
-    for module, names in re.findall(r"^\| `(hipro_nb\.\w+)` \| (.*) \|$", (ROOT / "CHANGELOG.md").read_text(), re.M):
+    for module, names in re.findall(r"^\| `(hipro_nb\.\w+)` \| (.*) \|$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M):
         missing = set(re.findall(r"`(\w+)`", names)) - set(importlib.import_module(module).__all__)
         assert not missing, f"{module} does not export {sorted(missing)}"
 
 
 def test_license_and_project_files():
-    assert "Apache License" in (ROOT / "LICENSE").read_text() and len((ROOT / "LICENSE").read_text()) > 11000
-    assert "*.ipynb merge=nbdev-merge" in (ROOT / ".gitattributes").read_text().splitlines()
-    assert f"## {CFG['version']}" in (ROOT / "CHANGELOG.md").read_text()
-    toml = (ROOT / "pyproject.toml").read_text()
+    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8") and len((ROOT / "LICENSE").read_text(encoding="utf-8")) > 11000
+    assert "*.ipynb merge=nbdev-merge" in (ROOT / ".gitattributes").read_text(encoding="utf-8").splitlines()
+    assert f"## {CFG['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    toml = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert re.findall(r"^\[(.*)\]", toml, re.M) == ["build-system"]

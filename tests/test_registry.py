@@ -99,8 +99,8 @@ def members(session):
     "Processes of a session that run: parent's and own number, and their words."
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            state, parent, _, its = stat.read_text().rpartition(")")[2].split()[:4]
-            if int(its) == session and state != "Z": yield int(parent), int(stat.parent.name), (stat.parent / "cmdline").read_text()
+            state, parent, _, its = stat.read_text(encoding="utf-8").rpartition(")")[2].split()[:4]
+            if int(its) == session and state != "Z": yield int(parent), int(stat.parent.name), (stat.parent / "cmdline").read_text(encoding="utf-8")
 
 
 def until(found, p, seconds=600):

@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from project import cells, chapters, code_of, is_exported, name, notebooks, text, tree_of
+from project import ROOT, cells, chapters, code_of, is_exported, name, notebooks, text, tree_of
 
 MACHINE = re.compile(r"/(?:work|root|home|tmp|Users|private)/[\w.\-]+|[A-Z]:\\\\Users")
 every = pytest.mark.parametrize("nb", notebooks(), ids=name)
@@ -121,3 +121,35 @@ def self_returning(f):
 def test_documented(nb):
     found = [f"cell {c['index']}: {u}" for c in cells(nb, "code") if is_exported(c) for u in undocumented(c)]
     assert not found, "\n" + "\n".join(found)
+
+
+def is_text_mode(call, at):
+    "Is the mode, a keyword or the argument in place `at`, one of text?"
+    mode = next((k.value for k in call.keywords if k.arg == "mode"), call.args[at] if len(call.args) > at else None)
+    return mode is None or isinstance(mode, ast.Constant) and "b" not in str(mode.value)
+
+
+def takes_locale(n):
+    "Does this call read or write text in the encoding of whoever runs it?"
+    if not isinstance(n, ast.Call) or any(k.arg in ("encoding", None) for k in n.keywords): return False
+    called = getattr(n.func, "attr", getattr(n.func, "id", ""))
+    if called == "read_text": return not n.args
+    if called == "write_text": return len(n.args) == 1
+    if called == "fdopen" or called == "open" and isinstance(n.func, ast.Name): return len(n.args) < 4 and is_text_mode(n, 1)
+    if called == "open": return bool(n.args) and re.fullmatch("[rwax+t]+", str(getattr(n.args[0], "value", ""))) is not None
+    return called.endswith("TemporaryFile") and bool(n.args or n.keywords) and is_text_mode(n, 0)
+
+
+@pytest.mark.parametrize("code, guilty", [
+    ("p.read_text()", 1), ("p.read_text(encoding='utf8')", 0), ("p.write_text('x')", 1), ("open(p)", 1), ("open(p, 'rb')", 0),
+    ("open(p, mode='w')", 1), ("p.open('w')", 1), ("Image.open(p)", 0), ("zipfile.ZipFile(p).open('name')", 0), ("NamedTemporaryFile('w')", 1),
+    ("NamedTemporaryFile()", 0), ("os.fdopen(n, 'wb')", 0), ("open(p, **kw)", 0)])
+def test_takes_locale(code, guilty): assert sum(map(takes_locale, ast.walk(ast.parse(code)))) == guilty
+
+
+def test_text_is_utf8():
+    "Files are read and written as UTF-8 on every machine: each call that opens text says so."
+    code = {f"{name(nb)}, cell {c['index']}": tree_of(c) for nb in notebooks() for c in cells(nb, "code")}
+    code |= {p.name: ast.parse(p.read_text(encoding="utf-8")) for d in ("", "tests", "tools") for p in (ROOT / d).glob("*.py")}
+    found = [f"{where}: {ast.unparse(n)[:80]}" for where, tree in code.items() for n in ast.walk(tree) if takes_locale(n)]
+    assert not found, "no encoding:\n" + "\n".join(found)

@@ -29,7 +29,7 @@ if rank: dist.destroy_process_group()
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
-    (tmp_path / "job.py").write_text(JOB)
+    (tmp_path / "job.py").write_text(JOB, encoding="utf-8")
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]):
         status, out = run(sys.executable, *launcher, tmp_path / "job.py", tmp_path, cwd=tmp_path, PYTHONPATH=path)

@@ -20,7 +20,7 @@ def save_clip(folder, seed=0):
     "A model folder as `hipro_fit --model FOLDER` takes it."
     folder.mkdir(parents=True, exist_ok=True)
     cfg = dict(model_cfg=dict(embed_dim=32, vision_cfg=vision, text_cfg=text), preprocess_cfg=dict(mean=[0.5] * 3, std=[0.5] * 3))
-    (folder / "open_clip_config.json").write_text(json.dumps(cfg))
+    (folder / "open_clip_config.json").write_text(json.dumps(cfg), encoding="utf-8")
     from safetensors.torch import save_file
 
     save_file({k: v.contiguous() for k, v in random_clip(seed).state_dict().items()}, folder / "open_clip_model.safetensors")

@@ -2,7 +2,7 @@
 
 Generated cells are Markdown cells that start with one of
     <!-- chapters -->                            a row for every notebook: title, subtitle, module
-    <!-- results experiments/runs/mini_*.json --> a column for every file of runs that matches, from the `Result`s in it
+    <!-- results studies/runs/mini_*.json --> a column for every file of runs that matches, from the `Result`s in it
 `make readme` runs this. Needs the standard library, and scipy for the interval.
 """
 import argparse, json, os, re, statistics, sys
