@@ -10,8 +10,8 @@ __all__ = ['EMBEDDED', 'LOCK', 'HOLDER', 'DEMO', 'OFFICE_HOME', 'SIZES', 'PARTS'
            'files_digest', 'run_record', 'tasks_digest', 'seed_record', 'summary', 'finished_seeds', 'read_seed',
            'check_seed', 'check_seeds', 'collect', 'fit_settings', 'run_fit', 'hipro_fit', 'load_run', 'name_images',
            'run_predict', 'hipro_predict', 'run_demo', 'hipro_demo', 'bench_clip', 'bench_names', 'time_tower',
-           'bench_affinity', 'peak_mib', 'tower_step', 'bench_memory', 'bench_accuracy', 'read_bench', 'run_bench',
-           'hipro_bench']
+           'bench_affinity', 'peak_mib', 'tower_step', 'memory_jobs', 'bench_memory', 'bench_accuracy', 'read_bench',
+           'run_bench', 'hipro_bench']
 
 # %% ../nbs/running/70_cli.ipynb #a62f4a6a
 import argparse, hashlib, inspect, json, math, os, platform, shutil, statistics, subprocess, sys, time, warnings
@@ -909,22 +909,39 @@ def bench_names(
 # %% ../nbs/running/70_cli.ipynb #d5b2f1e3
 def time_tower(
     clip:FrozenCLIP, # Frozen model
+    bf16:bool, # Has this machine units for bf16?
     rounds:int = 3, # How often everything is timed
     clock:Callable = time.perf_counter, # Seconds
 )->dict: # `nodes`, `classes`, `bf16_is_faster`, and `ways`: what `bench_tower` found
-    "The text tower's step for 7 nodes and Office-Home's names; with bf16 where this machine computes in it, else bf16 on four names"
-    fast, bf16 = is_faster(torch.bfloat16, clip.device), torch.bfloat16
-    found = dict(nodes=7, classes=65, bf16_is_faster=fast, ways=bench_tower(clip, OFFICE_HOME, 7, repeats=rounds, dtypes=[torch.float32] + [bf16]*fast, clock=clock))
-    if not fast: found['emulated'] = bench_tower(clip, OFFICE_HOME[:4], 1, repeats=1, dtypes=[torch.float32, bf16], clock=clock)
-    return found
+    "The tower's step for 7 nodes and Office-Home's names, in bf16 too; without units, bf16 on 4 names"
+    both = [torch.float32, torch.bfloat16]
+    ways = bench_tower(clip, OFFICE_HOME, 7, repeats=rounds, dtypes=both if bf16 else both[:1], clock=clock)
+    found = dict(nodes=7, classes=65, bf16_is_faster=bf16, ways=ways)
+    if bf16: return found
+    return found | dict(emulated=bench_tower(clip, OFFICE_HOME[:4], 1, repeats=1, dtypes=both, clock=clock))
+
+# %% ../nbs/running/70_cli.ipynb #ab858461
+def _say_errors(way:dict)->str:
+    "How far its results are from those of 77 tokens"
+    return f"features differ by {way['feature_error']:.0e}, gradients by {way['gradient_error']:.0e}"
+
+def _say_way(name:str, way:dict)->str:
+    "A line about one way"
+    cost = f"{way['seconds']:7.2f} s, {way['saved_mb']:5.0f} MiB kept for all"
+    return f"  {name:9s}  {cost}, {way['ratio']:.1f} times faster; {_say_errors(way)}"
 
 def _say_tower(t:dict)->str:
     "What was measured, a line per way"
-    own, ways, slow = t['ways']['77 tokens'], [(k, w) for k,w in t['ways'].items() if k != '77 tokens'], t.get('emulated')
-    lines = [f"text tower, {t['nodes']} nodes x {t['classes']} names, forward and backward", f"  77 tokens  {t['nodes']*own['seconds_per_prompt']:7.2f} s, {own['saved_mb_per_prompt']:5.0f} MiB kept for one node"]
-    lines += [f"  {k:9s}  {w['seconds']:7.2f} s, {w['saved_mb']:5.0f} MiB kept for all, {w['ratio']:.1f} times faster; features differ by {w['feature_error']:.0e}, gradients by {w['gradient_error']:.0e}" for k,w in ways]
-    if slow: lines += [f"  bfloat16   this machine has no units for it and emulates it: {slow['bfloat16']['seconds']/slow['float32']['seconds']:.0f} times as long as fp32 on 4 names; features differ by {slow['bfloat16']['feature_error']:.0e}, gradients by {slow['bfloat16']['gradient_error']:.0e}"]
-    return '\n'.join(lines)
+    ways, slow = dict(t['ways']), t.get('emulated')
+    own = ways.pop('77 tokens')
+    seconds, kept = t['nodes']*own['seconds_per_prompt'], own['saved_mb_per_prompt']
+    lines = [f"text tower, {t['nodes']} nodes x {t['classes']} names, forward and backward"]
+    lines += [f'  77 tokens  {seconds:7.2f} s, {kept:5.0f} MiB kept for one node']
+    lines += [_say_way(k, w) for k,w in ways.items()]
+    if slow is None: return '\n'.join(lines)
+    times = slow['bfloat16']['seconds'] / slow['float32']['seconds']
+    said = f'this machine has no units for it and emulates it: {times:.0f} times as long as fp32 on 4 names'
+    return '\n'.join(lines + [f"  bfloat16   {said}; {_say_errors(slow['bfloat16'])}"])
 
 # %% ../nbs/running/70_cli.ipynb #a18a8bfd
 def _bench_tasks(n:int, shared:bool, dim:int)->list:
@@ -987,18 +1004,30 @@ def tower_step(
 # %% ../nbs/running/70_cli.ipynb #2a074658
 SIZES = dict(small=[(65, 7)], RN50=[(65, 7), (345, 11), (1191, 19)])
 
+def memory_jobs(
+    quick:bool, # The small tower's size only?
+    bf16:bool, # Has this machine units for bf16?
+)->list: # Arguments of `tower_step`, a tuple per size, largest last
+    "What is measured: 77 tokens for one node, then the tower for all nodes at each size"
+    sizes = SIZES['small' if quick else 'RN50']
+    jobs = [(65, 1, None, None)] + [(k, m, 'float32', None if k == 65 else 1024) for k,m in sizes]
+    if bf16: jobs.insert(2, (65, 7, 'bfloat16', None))
+    return jobs
+
+# %% ../nbs/running/70_cli.ipynb #9e07bc62
 def bench_memory(
-    quick:bool = False, # The small tower, and its size only?
+    jobs:Sequence, # What `memory_jobs` gives
+    quick:bool = False, # The small tower?
     device:str = 'cpu', # Where to compute
     keep:Callable = lambda rows: None, # Gets all rows so far after each
-)->list: # What `tower_step` found in a process of its own, a row per size, largest last
-    "Peak memory of one step: 77 tokens for one node, then the tower for all nodes at each size"
-    jobs = [(65, 1, None, None)] + [(k, m, 'float32', None if k == 65 else 1024) for k,m in SIZES['small' if quick else 'RN50']]
-    if is_faster(torch.bfloat16, device): jobs.insert(2, (65, 7, 'bfloat16', None))
+)->list: # What `tower_step` found in a process of its own, a row per job
+    "Peak memory of one step, at each size"
     rows, code = [], 'import json, sys; from hipro_nb.cli import tower_step; print(json.dumps(tower_step(*json.loads(sys.argv[1]))))'
     for job in jobs:
-        done = subprocess.run([sys.executable, '-c', code, json.dumps([*job, quick, device])], capture_output=True, text=True)
-        if done.returncode: raise RuntimeError(f'a step of {job[0]} classes and {job[1]} nodes ended with status {done.returncode}: {done.stderr[-500:]}')
+        words = [sys.executable, '-c', code, json.dumps([*job, quick, device])]
+        done = subprocess.run(words, capture_output=True, text=True)
+        ended = f'a step of {job[0]} classes and {job[1]} nodes ended with status {done.returncode}'
+        if done.returncode: raise RuntimeError(f'{ended}: {done.stderr[-500:]}')
         rows.append(json.loads(done.stdout))
         print(_say_memory(rows[-1:]), flush=True)
         keep(rows)
@@ -1006,7 +1035,11 @@ def bench_memory(
 
 def _say_memory(rows:list)->str:
     "A line per row"
-    return '\n'.join(f"memory, {r['classes']} classes x {r['nodes']} nodes, {r['dtype'] or '77 tokens'}{', chunks of %d' % r['chunk'] if r['chunk'] else ''}: peak {r['peak_mib']:.0f} MiB, {r['seconds']:.1f} s" for r in rows)
+    def _say_row(r):
+        how = (r['dtype'] or '77 tokens') + (f", chunks of {r['chunk']}" if r['chunk'] else '')
+        cost = f"peak {r['peak_mib']:.0f} MiB, {r['seconds']:.1f} s"
+        return f"memory, {r['classes']} classes x {r['nodes']} nodes, {how}: {cost}"
+    return '\n'.join(map(_say_row, rows))
 
 # %% ../nbs/running/70_cli.ipynb #4c29687a
 def bench_accuracy(
@@ -1053,6 +1086,17 @@ def _one_thread(cpu_seconds:bool):
 # %% ../nbs/running/70_cli.ipynb #aeef5ab6
 PARTS = ('tower', 'affinity', 'memory', 'accuracy')
 
+def _asked_parts(parts:str, rounds:int, cpu_seconds:bool, bf16:str, device:str)->list:
+    "The parts that are asked for, after a look at the options"
+    asked = [p.strip() for p in parts.split(',')]
+    if set(asked) - set(PARTS): raise BadData(f"--parts {parts}: expected some of {','.join(PARTS)}")
+    if rounds < 1: raise BadData(f'--rounds {rounds}: expected at least 1')
+    if bf16 not in ('auto', 'yes', 'no'): raise BadData(f'--bf16 {bf16}: expected auto, yes or no')
+    if cpu_seconds and device != 'cpu':
+        raise BadData(f'--cpu-seconds with --device {device}: the CPU waits for a GPU; expected --device cpu')
+    return asked
+
+# %% ../nbs/running/70_cli.ipynb #b730dde5
 def run_bench(
     out:str = 'runs', # Folder that gets bench.json
     rounds:int = 3, # How often everything is timed
@@ -1060,23 +1104,25 @@ def run_bench(
     parts:str = ','.join(PARTS), # What to measure
     device:str = 'cpu', # cpu or cuda
     cpu_seconds:bool = False, # Count CPU seconds of one thread, for a machine that others use?
+    bf16:str = 'auto', # Measure the tower in bf16 as in fp32: yes, no, or auto, where a try finds it faster
 )->dict: # What bench.json holds: a part's `facts` and `found`, by its name
-    "Measures what the prompt tower and the affinity cost on this machine; OUT/bench.json keeps the parts that are not measured again"
-    asked, path = [p.strip() for p in parts.split(',')], Path(out)/'bench.json'
-    if set(asked) - set(PARTS): raise BadData(f"--parts {parts}: expected some of {','.join(PARTS)}")
-    if rounds < 1: raise BadData(f'--rounds {rounds}: expected at least 1')
-    if cpu_seconds and device != 'cpu': raise BadData(f'--cpu-seconds with --device {device}: the CPU waits for a GPU; expected --device cpu')
+    "Measures what the tower and the affinity cost on this machine; OUT/bench.json keeps what is not measured again"
+    asked, path = _asked_parts(parts, rounds, cpu_seconds, bf16, device), Path(out)/'bench.json'
     device = pick_device(device)
     clip, found = bench_clip(quick, device), read_bench(path)
-    def _keep(part, measured):
-        facts = run_facts(device) | dict(tower='small' if quick else 'RN50', rounds=rounds, clock='CPU seconds of one thread' if cpu_seconds else 'seconds')
-        found[part] = dict(facts=facts, found=measured)
+    half = is_faster(torch.bfloat16, device) if bf16 == 'auto' else bf16 == 'yes'
+    seconds = 'CPU seconds of one thread' if cpu_seconds else 'seconds'
+    about = dict(tower='small' if quick else 'RN50', rounds=rounds, clock=seconds)
+    brief = dict(epochs=2, seeds=(1,)) if quick else {}
+    def _keep(part, measured, say=None):
+        found[part] = dict(facts=run_facts(device) | about, found=measured)
         write_atomic(path, json.dumps(found, indent=1))
+        if say: print(say(measured), flush=True)
     with _one_thread(cpu_seconds) as clock:
-        if 'tower' in asked: _keep('tower', time_tower(clip, rounds, clock)); print(_say_tower(found['tower']['found']), flush=True)
-        if 'affinity' in asked: _keep('affinity', bench_affinity(clip, rounds, clock)); print(_say_affinity(found['affinity']['found']), flush=True)
-        if 'memory' in asked: bench_memory(quick, device, partial(_keep, 'memory'))
-        if 'accuracy' in asked: _keep('accuracy', bench_accuracy(2 if quick else None, (1,) if quick else (1, 2, 3), device)); print(_say_accuracy(found['accuracy']['found']), flush=True)
+        if 'tower' in asked: _keep('tower', time_tower(clip, half, rounds, clock), _say_tower)
+        if 'affinity' in asked: _keep('affinity', bench_affinity(clip, rounds, clock), _say_affinity)
+        if 'memory' in asked: bench_memory(memory_jobs(quick, half), quick, device, partial(_keep, 'memory'))
+        if 'accuracy' in asked: _keep('accuracy', bench_accuracy(device=device, **brief), _say_accuracy)
     print(path)
     return found
 

@@ -164,7 +164,7 @@ def runnable(
     if len(out) == len(why): raise BadData('no method can be run: ' + '; '.join(f'{n}: {w}' for n,w in out.items()))
     return [n for n in names if n not in out], out
 
-# %% ../nbs/running/71_compare.ipynb #8f707f1d
+# %% ../nbs/running/71_compare.ipynb #d456d05c
 def without_effect(
     names:Sequence, # Methods of a comparison
     settings:RunSettings, # What is run
@@ -210,7 +210,7 @@ def warn_of_old(
     old = comparison_folder(out, record | dict(settings=own, clip=clip))
     if old.exists(): warnings.warn(f'{old} holds runs of version 0.1.0, which do not say what they were made with: they stay there and are not used')
 
-# %% ../nbs/running/71_compare.ipynb #19d9ce51
+# %% ../nbs/running/71_compare.ipynb #cacc1729
 @dataclass(frozen=True)
 class Fit:
     "One method and one seed of a comparison"
@@ -239,7 +239,7 @@ def record(self:Fit,
     "What the files of this run say of themselves"
     return about | dict(settings=self.settings.for_method(self.name).record(about['clip']['dtype']))
 
-# %% ../nbs/running/71_compare.ipynb #3e7ee254
+# %% ../nbs/running/71_compare.ipynb #9d2e773a
 def _finished(folder:Path, method:str, seed:int)->bool: return (folder/method/f'seed{seed}'/'results.json').exists()
 
 def _read_result(path:Path)->list:
@@ -288,7 +288,7 @@ def _fit_one(fit:Fit, method:Method, given:Given, progress:bool)->Result:
         _store_run(replace(fit, name=n), m, result, given.about)
     return result
 
-# %% ../nbs/running/71_compare.ipynb #67fb9bac
+# %% ../nbs/running/71_compare.ipynb #d54da5b2
 @dataclass(frozen=True)
 class SeedData:
     "What the methods of a comparison learn from with one seed"
@@ -492,7 +492,7 @@ def data(self:Plan,
     features = encode_views(self.clip, tasks, self.settings.views or 1, seed, self.store, progress=self.progress)
     return SeedData(tasks, features, seed_record(self.record, seed, tasks))
 
-# %% ../nbs/running/71_compare.ipynb #de8cd130
+# %% ../nbs/running/71_compare.ipynb #7c46fc10
 def _train_here(plan:Plan, seed:int, data:SeedData, failed:dict)->None:
     "One fit after the other, HiPro before its views"
     for n in sorted(plan.names, key=VIEWS.__contains__):
