@@ -36,7 +36,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # %% ../nbs/running/70_cli.ipynb #cbac9f1d
-from .data import BadData, FeatureStore, Features, FrozenCLIP, Task, _refuse_bad, _scan, _threads, bad_images, encode_tasks, load_image_folder, load_tensors, safe_name, save_tensors, write_atomic
+from .data import (BadData, FeatureStore, Features, FrozenCLIP, Task, _refuse_bad, _scan, _threads,
+                           bad_images, encode_tasks, load_image_folder, load_tensors, safe_name, save_tensors,
+                           write_atomic)
 from .mini import MINI_TRAIN, mini_clip, mini_tasks
 from .clip import PromptTower, bench_tower, is_faster, load_clip
 from .tree import TaskTree, balanced_tree, plot_affinity
@@ -53,7 +55,8 @@ def _argument(name:str, info)->tuple: # The flags and keywords of `add_argument`
     required, anno = info.default is inspect.Parameter.empty, info.anno
     kinds = [t for t in getattr(anno, '__args__', (anno,)) if t is not type(None)]
     if kinds[0] is bool: return ('--' + name.replace('_', '-'),), dict(action='store_true', help=info.docment)
-    kw = dict(help=info.docment + ('' if required or info.default is None else f' (default: {info.default})'), type=str if kinds[0] is list else kinds[0])
+    kw = dict(help=info.docment + ('' if required or info.default is None else f' (default: {info.default})'),
+              type=str if kinds[0] is list else kinds[0])
     if kinds[0] is list: kw |= dict(nargs='+')
     if required: return (name,), kw | dict(metavar=name.rstrip('s').upper())
     return ('--' + name.replace('_', '-'),), kw | dict(default=info.default, metavar=name.upper())
@@ -74,14 +77,20 @@ def memory_hint(
     options:Iterable = ('chunk', 'batch_size', 'device'), # Those of the command
 )->str: # One line
     "What is wrong where a GPU's memory is too small, and which of the options help"
-    helps = dict(chunk='--chunk, such as 500 pairs of prompt and class at a time', batch_size='a lower --batch-size', device='--device cpu')
-    return f"the GPU has too little memory ({str(e).split('. ')[0]}); what helps: {', '.join(h for o,h in helps.items() if o in options) or 'other programs that hold some of it, ended'}"
+    helps = dict(chunk='--chunk, such as 500 pairs of prompt and class at a time',
+                 batch_size='a lower --batch-size', device='--device cpu')
+    return (
+        f"the GPU has too little memory ({str(e).split('. ')[0]}); what helps:"
+        f" {', '.join(h for o,h in helps.items() if o in options) or 'other programs that hold some of it, ended'}"
+    )
 
+# %% ../nbs/running/70_cli.ipynb #74e3a575
 def run_command(
     func, # A function with docments, named `run_*`
     argv:list|None = None, # Words of the command line; those of the process by default
 )->int: # Exit status: 0, 2 (unusable input) or 130 (interrupted)
-    "Parses the command line, runs the function and turns errors into one line and a status; says each warning once"
+    """Parses the command line, runs the function and turns errors into one line and a status; says each
+    warning once"""
     parser = command_parser(func)
     args = vars(parser.parse_args(argv))
     tell, told = lambda text: print(f'{parser.prog}: {text}', file=sys.stderr, flush=True), set()
@@ -94,10 +103,20 @@ def run_command(
         warnings.filterwarnings('always', category=UserWarning, module='hipro_nb|__main__')
         warnings.showwarning = _warn
         try: func(**args)
-        except (BadData, NonFiniteLoss) as e: tell(e); return 2
-        except torch.OutOfMemoryError as e: tell(memory_hint(e, args)); return 2
-        except OSError as e: tell(f'{e.filename or "input or output"}: {e.strerror or e}'); return 2
-        except KeyboardInterrupt: tell('interrupted; what was finished is kept' + (': the same command with --resume goes on from there' if 'resume' in args else '')); return 130
+        except (BadData, NonFiniteLoss) as e:
+            tell(e)
+            return 2
+        except torch.OutOfMemoryError as e:
+            tell(memory_hint(e, args))
+            return 2
+        except OSError as e:
+            tell(f'{e.filename or "input or output"}: {e.strerror or e}')
+            return 2
+        except KeyboardInterrupt:
+            tell(
+                'interrupted; what was finished is kept'
+                + (': the same command with --resume goes on from there' if 'resume' in args else ''))
+            return 130
     return 0
 
 # %% ../nbs/running/70_cli.ipynb #9668c453
@@ -126,25 +145,37 @@ def open_model(
     device:str = 'cpu', # Where to compute, as `pick_device` has it
 )->FrozenCLIP: # On `device`
     "The frozen model that a command works with"
-    if model is None and pretrained is not None: raise BadData(f'--pretrained {pretrained} needs --model, the name of its architecture')
+    if model is None and pretrained is not None:
+        raise BadData(f'--pretrained {pretrained} needs --model, the name of its architecture')
     device = pick_device(device)
     if model in open_clip.list_models() and pretrained is None:
         tags = open_clip.list_pretrained_tags_by_model(model)
-        raise BadData(f"--model {model} without --pretrained has random weights: expected a weights file, or a tag ({', '.join(tags[:6]) or 'open_clip knows none for it'})")
+        raise BadData(
+            f"--model {model} without --pretrained has random weights: expected a weights file, or a tag"
+            f" ({', '.join(tags[:6]) or 'open_clip knows none for it'})")
     return mini_clip().to(device) if model is None else load_clip(model, pretrained, device=device)
 
 # %% ../nbs/running/70_cli.ipynb #9ac1d82b
 def _protocol(data:str, root:str|None, shots:int|None, fraction:float|None, train_list:str|None, download:bool=False)->str|None:
     "The protocol of a data set that is named; refuses what does not go together"
-    if download and root is None: raise BadData(f'--download: expected the name of a data set and --root, the folder that it is to lie in; {data} comes without')
-    if data in EMBEDDED and (root or train_list or fraction): raise BadData(f'{data} draws its own images: use --shots, not --train-list, --fraction or --root')
-    if root is None and data in list_datasets() and not Path(data).exists(): raise BadData(f'{data} is a data set: expected --root, the folder that it lies in; or give a folder of tasks')
-    if root is not None and train_list: raise BadData(f'--train-list goes with a folder of tasks; the data set {data} has its own lists')
-    if root is not None and shots and fraction: raise BadData(f'--shots {shots} and --fraction {fraction:g}: expected one of them')
+    if download and root is None:
+        raise BadData(
+            f'--download: expected the name of a data set and --root, the folder that it is to lie in; {data}'
+            ' comes without')
+    if data in EMBEDDED and (root or train_list or fraction):
+        raise BadData(f'{data} draws its own images: use --shots, not --train-list, --fraction or --root')
+    if root is None and data in list_datasets() and not Path(data).exists():
+        raise BadData(
+            f'{data} is a data set: expected --root, the folder that it lies in; or give a folder of tasks')
+    if root is not None and train_list:
+        raise BadData(f'--train-list goes with a folder of tasks; the data set {data} has its own lists')
+    if root is not None and shots and fraction:
+        raise BadData(f'--shots {shots} and --fraction {fraction:g}: expected one of them')
     return f'{shots}shot' if shots is not None else f'{100*fraction:.10g}%' if fraction is not None else None
 
 def _named(tasks:list, folder:Path)->list:
-    "The tasks with classes called by words, as `load_tasks` calls those of a folder; refuses two spellings of one class"
+    """The tasks with classes called by words, as `load_tasks` calls those of a folder; refuses two spellings
+    of one class"""
     table = read_classnames(folder)
     check_table(table, {c for t in tasks for c in t.classnames})
     tasks = [rename_classes(t, table) for t in tasks]
@@ -166,20 +197,28 @@ def open_tasks(
 )->list: # One `Task` each
     "The tasks that a command works on, with the training images of one seed"
     how = _protocol(data, root, shots, fraction, train_list, download)
-    if data in EMBEDDED: return mini_tasks(EMBEDDED[data], seed=seed, **({} if shots is None else dict(shots=shots)))
-    if root is None: return _named(load_image_folder(data, train_list=train_list, fraction=fraction, shots=shots, seed=seed, skip_bad_images=skip_bad_images, check=check), Path(data))
-    return load_tasks(data, root, how, seed=seed, download=download, counts=not any_counts, check_images=check, skip_bad_images=skip_bad_images)
+    if data in EMBEDDED:
+        return mini_tasks(EMBEDDED[data], seed=seed, **({} if shots is None else dict(shots=shots)))
+    if root is None:
+        return _named(
+            load_image_folder(data, train_list=train_list, fraction=fraction, shots=shots, seed=seed,
+                              skip_bad_images=skip_bad_images, check=check),
+            Path(data))
+    return load_tasks(data, root, how, seed=seed, download=download, counts=not any_counts,
+                      check_images=check, skip_bad_images=skip_bad_images)
 
 # %% ../nbs/running/70_cli.ipynb #3b041966
 def parse_seeds(
     text:str, # '3' (three seeds, from 1), '4,7' or '10-14'
 )->tuple: # Seeds, ascending
     "The seeds that a run is repeated with"
-    try: spans = [[int(x) for x in part.split('-')] for part in str(text).split(',')]
+    try:spans = [[int(x) for x in part.split('-')] for part in str(text).split(',')]
     except ValueError: spans = [[]]
     if len(spans) == 1 and len(spans[0]) == 1: spans = [[1, spans[0][0]]]
-    if any(len(s) not in (1,2) or s[-1] < s[0] for s in spans): raise BadData(f"--seeds {text}: expected a number of seeds such as 3, or seeds such as 4,7 or 10-14")
-    if (runs := sum(s[-1] - s[0] + 1 for s in spans)) > 1000: raise BadData(f'--seeds {text}: {runs} runs; expected at most 1000. The one seed 7 is written 7-7')
+    if any(len(s) not in (1, 2) or s[-1] < s[0] for s in spans):
+        raise BadData(f"--seeds {text}: expected a number of seeds such as 3, or seeds such as 4,7 or 10-14")
+    if (runs := sum(s[-1] - s[0] + 1 for s in spans)) > 1000:
+        raise BadData(f'--seeds {text}: {runs} runs; expected at most 1000. The one seed 7 is written 7-7')
     return tuple(sorted({s for span in spans for s in range(span[0], span[-1]+1)}))
 
 # %% ../nbs/running/70_cli.ipynb #94e66d61
@@ -187,7 +226,8 @@ def usual_training(
     data:str, # Folder of tasks or name of a data set
     **given, # Keywords of `TrainConfig`, None where nothing was said
 )->dict: # `lr`, `epochs`, `batch_size`
-    "Training settings: those that were given, else those of the embedded benchmark on its data and of the paper elsewhere"
+    """Training settings: those that were given, else those of the embedded benchmark on its data and of the
+    paper elsewhere"""
     usual = MINI_TRAIN if data in EMBEDDED else dict(lr=1e-3, epochs=100, batch_size=20)
     return usual | {k: v for k,v in given.items() if v is not None}
 
@@ -211,14 +251,16 @@ class RunSettings:
     root:str|None = None # Folder that holds the data set that `data` names
     any_counts:bool = False # May its numbers of images differ from the published ones?
     views:int|None = None # Random views of each training image; None is the plain image, as 1 is
-    chunk:int|None = None # Pairs of prompt and class at a time, where memory is short; not in the record, since it changes numbers by rounding alone
+    chunk: int | None = None  # Pairs of prompt and class at a time, where memory is short; not in the record, since it changes numbers by rounding alone
 
     def __post_init__(self):
         for f in ('root' if self.root else 'data', 'model', 'pretrained', 'train_list'):
             v = getattr(self, f)
-            if v and v not in EMBEDDED and Path(v).exists(): object.__setattr__(self, f, str(Path(v).resolve()))
+            if v and v not in EMBEDDED and Path(v).exists():
+                object.__setattr__(self, f, str(Path(v).resolve()))
         if self.views == 1: object.__setattr__(self, 'views', None)
-        if self.method not in METHODS: raise BadData(f"method {self.method!r}: expected one of {', '.join(METHODS)}")
+        if self.method not in METHODS:
+            raise BadData(f"method {self.method!r}: expected one of {', '.join(METHODS)}")
         self._check()
 
 # %% ../nbs/running/70_cli.ipynb #6b44568c
@@ -226,11 +268,16 @@ class RunSettings:
 def _check(self:RunSettings)->None:
     "`BadData` for a number that cannot be"
     epochs, views = self.training()['epochs'], self.views
-    divided = 'epochs' not in run_options(METHODS[self.method]) or views is None or views and epochs % views == 0
+    divided = (
+        'epochs' not in run_options(METHODS[self.method]) or views is None or views and epochs % views == 0)
     if not divided or views is not None and views < 1:
-        raise BadData(f'views {views} with {epochs} epochs: expected 1 for plain images, or a number that divides the epochs')
-    if self.n_ctx is not None and self.n_ctx < 1: raise BadData(f'n_ctx {self.n_ctx}: expected at least one context token')
-    if self.chunk is not None and self.chunk < 1: raise BadData(f'chunk {self.chunk}: expected at least one pair of prompt and class')
+        raise BadData(
+            f'views {views} with {epochs} epochs: expected 1 for plain images, or a number that divides the'
+            ' epochs')
+    if self.n_ctx is not None and self.n_ctx < 1:
+        raise BadData(f'n_ctx {self.n_ctx}: expected at least one context token')
+    if self.chunk is not None and self.chunk < 1:
+        raise BadData(f'chunk {self.chunk}: expected at least one pair of prompt and class')
     try: self.config(0)
     except ValueError as e: raise BadData(str(e)) from None
 
@@ -260,7 +307,8 @@ def tasks(self:RunSettings,
 
 # %% ../nbs/running/70_cli.ipynb #b6030890
 @patch
-def used(self:RunSettings)->dict: # The value of each of `RUN_OPTIONS`; None for what the method has no use for
+def used(self:RunSettings,
+)->dict: # The value of each of `RUN_OPTIONS`; None for what the method has no use for
     "What the method is run with, defaults included"
     make = METHODS[self.method]
     takes = run_options(make)
@@ -300,10 +348,17 @@ def check_options(self:RunSettings)->None:
     takes, n = run_options(make), self.n_ctx
     for k in RUN_OPTIONS:
         if getattr(self, k) is None or k in takes: continue
-        known = f"of these it takes {', '.join(map(option_word, takes))}" if takes else 'nothing of it can be set so'
-        raise BadData(f'{option_word(k)} {getattr(self, k)} with --method {self.method}: it would change nothing; {known}')
+        known = (
+            f"of these it takes {', '.join(map(option_word, takes))}"
+            if takes
+            else 'nothing of it can be set so')
+        raise BadData(
+            f'{option_word(k)} {getattr(self, k)} with --method {self.method}: it would change nothing;'
+            f' {known}')
     if n is not None and 'words' in method_options(make) and n != (own := option_default(make, 'n_ctx')):
-        raise BadData(f'--n-ctx {n} with --method {self.method}: its context starts from {own} words; expected --n-ctx {own}, or none')
+        raise BadData(
+            f'--n-ctx {n} with --method {self.method}: its context starts from {own} words; expected --n-ctx'
+            f' {own}, or none')
 
 # %% ../nbs/running/70_cli.ipynb #662f6c00
 def check_apart(
@@ -314,7 +369,9 @@ def check_apart(
     "Refuses runs inside the folder of tasks, where the next command would take them for a task"
     inside = Path(out).resolve()
     if data not in EMBEDDED and Path(data).is_dir() and Path(data).resolve() in (inside, *inside.parents):
-        raise BadData(f'{option} {out} lies inside {data}, where it would be taken for a task: expected a folder elsewhere')
+        raise BadData(
+            f'{option} {out} lies inside {data}, where it would be taken for a task: expected a folder'
+            ' elsewhere')
 
 # %% ../nbs/running/70_cli.ipynb #f1acf603
 LOCK, HOLDER = '.lock', '.holder.json'
@@ -331,15 +388,19 @@ def holder(
 def _in_use(folder:Path)->BadData:
     "What a second command is told"
     who = holder(folder) or 'another process'
-    return BadData(f'{folder} is in use: {who} works there; wait for its end or stop it, or choose another folder')
+    return BadData(
+        f'{folder} is in use: {who} works there; wait for its end or stop it, or choose another folder')
 
 def _lock(folder:Path)->FileLock:
     "The lock of a folder, taken; `BadData` where another process has it"
     lock = FileLock(folder/LOCK, timeout=0)
     try: lock.acquire()
     except Timeout: raise _in_use(folder) from None
-    except NotImplementedError: warnings.warn(f'{folder}: its file system has no locks; let no other command work there')
-    except OSError as e: raise BadData(f'cannot lock {folder}: {e.strerror or e}; expected a folder that can be written') from None
+    except NotImplementedError:
+        warnings.warn(f'{folder}: its file system has no locks; let no other command work there')
+    except OSError as e:
+        raise BadData(
+            f'cannot lock {folder}: {e.strerror or e}; expected a folder that can be written') from None
     return lock
 
 # %% ../nbs/running/70_cli.ipynb #62994274
@@ -355,12 +416,16 @@ def hold(
 ):
     "Keeps other commands out of a folder; `BadData` naming the process that works there"
     try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise BadData(f'cannot make {folder}: {e.strerror or e}; expected a folder that can be written') from None
+    except OSError as e:
+        raise BadData(
+            f'cannot make {folder}: {e.strerror or e}; expected a folder that can be written') from None
     lock = _lock(folder)
     try:
-        if left := holder(folder): warnings.warn(f'{folder}: {left} was ended before it was done; this command takes over')
+        if left := holder(folder):
+            warnings.warn(f'{folder}: {left} was ended before it was done; this command takes over')
         own = dict(pid=os.getpid(), host=platform.node(), command=Path(sys.argv[0]).name)
-        write_atomic(folder/HOLDER, json.dumps(own | dict(since=f'{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC')))
+        write_atomic(
+            folder / HOLDER, json.dumps(own | dict(since=f'{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC')))
         yield
     finally:
         with suppress(OSError): (folder/HOLDER).unlink()
@@ -372,21 +437,31 @@ def check_free(
     resume:bool, # May a run be there already?
 )->None:
     "Refuses a folder that holds something else, or a run unless `resume`"
-    if folder.is_file(): raise BadData(f'{folder} is a file; the run needs a folder of that name: choose another --name or --out')
+    if folder.is_file():
+        raise BadData(
+            f'{folder} is a file; the run needs a folder of that name: choose another --name or --out')
     there = [p for p in folder.iterdir() if p.name not in (LOCK, HOLDER)] if folder.exists() else []
-    if there and not (folder/'run.json').exists(): raise BadData(f'{folder} holds other files and no run.json; choose another --name')
-    if not resume and any(folder.glob('seed*/*')): raise BadData(f'{folder} holds a run already; add --resume to go on with it, or choose another --name')
+    if there and not (folder / 'run.json').exists():
+        raise BadData(f'{folder} holds other files and no run.json; choose another --name')
+    if not resume and any(folder.glob('seed*/*')):
+        raise BadData(
+            f'{folder} holds a run already; add --resume to go on with it, or choose another --name')
 
 def _as_now(old:dict, new:dict)->dict:
-    "A record in the form of `new`: version 0.1.0 kept options without a use, and neither device nor precision"
+    """A record in the form of `new`: version 0.1.0 kept options without a use, and neither device nor
+    precision"""
     if 'device' in old.get('clip', {}): return old
     own, make = old['settings'], METHODS.get(old['settings'].get('method'))
     unused = [] if make is None else [k for k in RUN_OPTIONS if k not in run_options(make)]
     own = own | {k: None for k in unused if k in new['settings']}
     if make is not None and 'words' in method_options(make): own['n_ctx'] = option_default(make, 'n_ctx')
     own['dtype'] = own.get('dtype') or new['settings'].get('dtype')
-    return dict(files=new.get('files')) | old | dict(settings=own, clip=new.get('clip', {}) | old.get('clip', {}))
+    return (
+        dict(files=new.get('files'))
+        | old
+        | dict(settings=own, clip=new.get('clip', {}) | old.get('clip', {})))
 
+# %% ../nbs/running/70_cli.ipynb #48523d23
 def check_record(
     folder:Path, # Folder of the run
     record:dict, # What it is to be run with: `settings`, `clip`, `tasks`
@@ -395,17 +470,28 @@ def check_record(
     if (folder/'run.json').exists() and any(folder.glob('seed*/*')):
         new = json.loads(json.dumps(record))
         diff = first_difference(_as_now(read_run(folder), new), new)
-        if diff and diff.startswith('files '): raise BadData(f"{folder} was run on other images: since then files below {record['settings']['data']}, or its train list, were added, removed, moved or changed; put them back, or choose another --name")
-        if diff: raise BadData(f'{folder} was run with other settings: {diff}; use the same, or another --name')
+        if diff and diff.startswith('files '):
+            raise BadData(
+                f"{folder} was run on other images: since then files below {record['settings']['data']}, or"
+                " its train list, were added, removed, moved or changed; put them back, or choose another"
+                " --name")
+        if diff:
+            raise BadData(f'{folder} was run with other settings: {diff}; use the same, or another --name')
     write_atomic(folder/'run.json', json.dumps(record, indent=1, ensure_ascii=False))
 
 def read_run(
     folder:str|Path, # Folder of a run
 )->dict: # `settings`, `clip` and `tasks`
     "What a run recorded about itself; `BadData` where there is no run"
-    try: found = json.loads((Path(folder)/'run.json').read_text(encoding='utf8'))
-    except (OSError, ValueError) as e: raise BadData(f'{folder} holds no run ({type(e).__name__} at run.json); expected a folder made by hipro_fit or hipro_demo') from None
-    if not isinstance(found, dict) or not isinstance(found.get('settings'), dict): raise BadData(f"{Path(folder)/'run.json'} is not what hipro_fit or hipro_demo writes: expected settings, clip and tasks")
+    try: found = json.loads((Path(folder) / 'run.json').read_text(encoding='utf8'))
+    except (OSError, ValueError) as e:
+        raise BadData(
+            f'{folder} holds no run ({type(e).__name__} at run.json); expected a folder made by hipro_fit or'
+            ' hipro_demo') from None
+    if not isinstance(found, dict) or not isinstance(found.get('settings'), dict):
+        raise BadData(
+            f"{Path(folder)/'run.json'} is not what hipro_fit or hipro_demo writes: expected settings, clip"
+            " and tasks")
     return found
 
 # %% ../nbs/running/70_cli.ipynb #8ba7f084
@@ -414,14 +500,16 @@ def write_results(
     results:list, # A `Result` per method
 )->Path: # The file
     "Results of several methods as one JSON list"
-    return write_atomic(path, json.dumps([json.loads(r.to_json()) for r in results], indent=1, ensure_ascii=False))
+    return write_atomic(
+        path, json.dumps([json.loads(r.to_json()) for r in results], indent=1, ensure_ascii=False))
 
 def read_results(
     path:str|Path, # File written by `write_results`
 )->list: # A `Result` per method
     "Reads them back; `BadData` for a file that holds something else"
     try: return [Result.from_json(json.dumps(r)) for r in json.loads(Path(path).read_text(encoding='utf8'))]
-    except (OSError, ValueError, TypeError) as e: raise BadData(f'{path} holds no results: {e}; expected what hipro_fit writes') from None
+    except (OSError, ValueError, TypeError) as e:
+        raise BadData(f'{path} holds no results: {e}; expected what hipro_fit writes') from None
 
 def save_figures(
     folder:Path, # Where to
@@ -431,7 +519,8 @@ def save_figures(
 )->None:
     "Heat map and tree of a run"
     ax = plot_affinity(affinity, names, tree=tree)
-    write_atomic(folder/'affinity.png', lambda f: ax.figure.savefig(f, dpi=100, bbox_inches='tight', format='png'))
+    write_atomic(
+        folder / 'affinity.png', lambda f: ax.figure.savefig(f, dpi=100, bbox_inches='tight', format='png'))
     plt.close(ax.figure)
     write_atomic(folder/'tree.svg', tree.to_svg(names))
 
@@ -466,9 +555,14 @@ def check_views(self:RunSettings,
     "Refuses views where `method` could not use them, or would have them in training and in validation"
     if not self.views: return
     who = f'--views {self.views} with {method.title}'
-    if method.needs_images: raise BadData(f'{who}: it learns inside the image tower and takes no stored features; expected no --views')
+    if method.needs_images:
+        raise BadData(
+            f'{who}: it learns inside the image tower and takes no stored features; expected no --views')
     lost = [t.name for t in tasks if t.val is None]
-    if lost and uses_val(type(method)): raise BadData(f'{who}: it sets training images aside, and views of one image would be on both sides; expected a validation split in task {lost[0]!r}, or no --views')
+    if lost and uses_val(type(method)):
+        raise BadData(
+            f'{who}: it sets training images aside, and views of one image would be on both sides; expected a'
+            f' validation split in task {lost[0]!r}, or no --views')
 
 @patch
 def encode(self:RunSettings,
@@ -479,7 +573,8 @@ def encode(self:RunSettings,
     store:FeatureStore|None = None, # Where features are kept
     progress:bool = True, # Show progress bars?
 )->list: # The tasks with features, `views` rows for each training image
-    "Features of the tasks; refuses views where a method could not use them, or would have them in training and in validation"
+    """Features of the tasks; refuses views where a method could not use them, or would have them in training
+    and in validation"""
     if not self.views or method is None: return encode_tasks(clip, tasks, store, progress=progress)
     self.check_views(method, tasks)
     return encode_views(clip, tasks, self.views, seed, store, progress=progress)
@@ -495,7 +590,9 @@ def warn_of_val(
     if not sizes or len(users) == len(methods): return
     names = ', '.join(list(sizes)[:3]) + (f' and {len(sizes) - 3} more' if len(sizes) > 3 else '')
     who = f"used by {', '.join(users)} alone" if users else f"not used by {', '.join(methods)}"
-    warnings.warn(f'{sum(sizes.values())} validation images (of {names}) are {who}; to a method without a use for them they are neither training nor test images')
+    warnings.warn(
+        f'{sum(sizes.values())} validation images (of {names}) are {who}; to a method without a use for them'
+        ' they are neither training nor test images')
 
 # %% ../nbs/running/70_cli.ipynb #f656f590
 def fit_method(
@@ -515,7 +612,10 @@ def fit_method(
     if method is None: return zero, [zero.evaluate(features)]
     given = tasks if method.needs_images else features
     method.fit(given, checkpoint=checkpoint, progress=progress)
-    views = [method.select(k) for k in ('leaf', 'root', 'flat')] if settings.method == 'hipro' and len(tasks) > 1 else []
+    views = (
+        [method.select(k) for k in ('leaf', 'root', 'flat')]
+        if settings.method == 'hipro' and len(tasks) > 1
+        else [])
     return method, [zero.evaluate(features), *[m.evaluate(given) for m in [*views, method]]]
 
 # %% ../nbs/running/70_cli.ipynb #5f7ae3fb
@@ -528,7 +628,8 @@ def save_seed(
     "Writes a seed's files, `results.json` last; linear classifiers where these are all that the method needs"
     method.save(folder/'model.safetensors', record)
     scales = dict(zip(method.tasks, method.scales))
-    meta = dict(classnames=dict(zip(method.tasks, method.classnames)), logit_scale=scales, clip=method.made_with, record=record)
+    meta = dict(classnames=dict(zip(method.tasks, method.classnames)), logit_scale=scales,
+                clip=method.made_with, record=record)
     linear = not method.needs_images and type(method)._logits is Method._logits
     if linear: save_tensors(folder/'classifiers.safetensors', dict(zip(method.tasks, method.heads)), meta)
     drawn = [getattr(method, k, None) for k in ('affinity', 'tree')]
@@ -540,12 +641,19 @@ def save_seed(
 def files_digest(
     settings:RunSettings, # What is run
 )->str|None: # 16 hexadecimal digits; None where the images are not a folder of tasks
-    "Stands for the names and the contents of all files that the tasks of a folder are drawn from, and for the train list"
+    """Stands for the names and the contents of all files that the tasks of a folder are drawn from, and for
+    the train list"""
     if settings.root is not None or settings.data in EMBEDDED: return None
     h = hashlib.sha256(Path(settings.train_list).read_bytes() if settings.train_list else b'')
-    files = sorted((f'{t}/{k}/{c}/{p.name}', p) for t,parts in _scan(Path(settings.data)).items() for k,cs in parts.items() for c,ps in cs.items() for p in ps)
+    files = sorted(
+        (f'{t}/{k}/{c}/{p.name}', p)
+        for t, parts in _scan(Path(settings.data)).items()
+        for k, cs in parts.items()
+        for c, ps in cs.items()
+        for p in ps)
     with ThreadPoolExecutor(_threads()) as pool:
-        for (name, _),own in zip(files, pool.map(known_hash, (p for _,p in files))): h.update(name.encode() + own)
+        for (name, _), own in zip(files, pool.map(known_hash, (p for _, p in files))):
+            h.update(name.encode() + own)
     return h.hexdigest()[:16]
 
 # %% ../nbs/running/70_cli.ipynb #295f8024
@@ -557,8 +665,10 @@ def run_record(
     "What `run.json` says; `files` stands for all images that the tasks are drawn from"
     images = [{k: len(p) for k,p in t.parts.items()} for t in tasks]
     about = [dict(name=t.name, classnames=list(t.classnames), images=n) for t,n in zip(tasks, images)]
-    model = dict(name=clip.name, key=clip.key, device=clip.device.type, dtype=str(clip.precision).removeprefix('torch.'))
-    return dict(settings=settings.record(model['dtype']), clip=model, tasks=about, files=files_digest(settings))
+    model = dict(name=clip.name, key=clip.key, device=clip.device.type,
+                 dtype=str(clip.precision).removeprefix('torch.'))
+    return dict(
+        settings=settings.record(model['dtype']), clip=model, tasks=about, files=files_digest(settings))
 
 def tasks_digest(
     tasks:Sequence, # Tasks of one seed, of images or of features
@@ -590,9 +700,15 @@ def summary(
     parts = [f"# {Path(own['data']).name}, {best.method}", compare(results).to_markdown()]
     if len(best.seeds) > 1:
         lines = [(r.method, best.paired_interval(r)) for r in results[:-1]]
-        parts.append('\n'.join(f'- {best.method} above {name}: {i.mean:+.2f} points, 95% interval {i.low:+.2f} to {i.high:+.2f} (paired, n = {i.n})' for name,i in lines))
+        parts.append(
+            '\n'.join(
+                f'- {best.method} above {name}: {i.mean:+.2f} points, 95% interval {i.low:+.2f} to'
+                f' {i.high:+.2f} (paired, n = {i.n})'
+                for name, i in lines))
     facts = best.facts
-    parts.append(f"seeds {', '.join(map(str, best.seeds))}; {facts['date']}; {facts['device']}; revision {facts['revision']}")
+    parts.append(
+        f"seeds {', '.join(map(str, best.seeds))}; {facts['date']}; {facts['device']}; revision"
+        f" {facts['revision']}")
     return '\n\n'.join(parts + ['```json\n' + json.dumps(own, indent=1, ensure_ascii=False) + '\n```']) + '\n'
 
 # %% ../nbs/running/70_cli.ipynb #a7670449
@@ -600,7 +716,8 @@ def finished_seeds(
     folder:Path, # Folder of a run
 )->list: # Ascending
     "The seeds that a run has finished"
-    return sorted(int(p.parent.name[4:]) for p in folder.glob('seed*/results.json') if p.parent.name[4:].isdecimal())
+    return sorted(
+        int(p.parent.name[4:]) for p in folder.glob('seed*/results.json') if p.parent.name[4:].isdecimal())
 
 def read_seed(
     part:Path, # Folder of a finished seed
@@ -617,6 +734,7 @@ def read_seed(
         raise BadData(f'{part}: model.safetensors and results.json are of different runs: {diff}. {again}')
     return results, said[0]
 
+# %% ../nbs/running/70_cli.ipynb #ad8216b0
 def check_seed(
     part:Path, # Folder of a finished seed
     wanted:dict, # What it must have been made with: some of what `seed_record` says
@@ -626,8 +744,10 @@ def check_seed(
     results, found = read_seed(part, read)
     own = dict(found or wanted, seed=results[0].seeds[0]) # a folder may have been copied
     diff = first_difference({k: own.get(k) for k in wanted}, json.loads(json.dumps(wanted)))
-    if diff and diff.split(' ')[0] in ('data', 'files'): diff = 'its images, class names or train list have changed'
-    if diff: raise BadData(f'{part} was made with something else: {diff}. Without this folder it is made again')
+    if diff and diff.split(' ')[0] in ('data', 'files'):
+        diff = 'its images, class names or train list have changed'
+    if diff:
+        raise BadData(f'{part} was made with something else: {diff}. Without this folder it is made again')
     return found is not None
 
 def check_seeds(
@@ -635,11 +755,15 @@ def check_seeds(
     seeds:Sequence, # Finished ones
     record:dict, # Of the run
 )->None:
-    "Refuses seeds that were not made with the run's settings, model and files; says which of them do not tell"
+    """Refuses seeds that were not made with the run's settings, model and files; says which of them do not
+    tell"""
     wanted = {k: record.get(k) for k in ('settings', 'clip', 'files')}
     silent = [str(s) for s in seeds if not check_seed(folder/f'seed{s}', dict(seed=s, **wanted))]
-    if silent: warnings.warn(f"{folder}: the files of {'seed' if len(silent) == 1 else 'seeds'} {', '.join(silent)} do not say what they "
-                             'were made with, as those of version 0.1.0; that it is what run.json says cannot be checked')
+    if silent:
+        warnings.warn(
+            f"{folder}: the files of {'seed' if len(silent) == 1 else 'seeds'} {', '.join(silent)} do not say"
+            " what they were made with, as those of version 0.1.0; that it is what run.json says cannot be"
+            " checked")
 
 # %% ../nbs/running/70_cli.ipynb #34a1ed53
 def collect(
@@ -651,11 +775,15 @@ def collect(
     check_seeds(folder, seeds, record)
     runs = [read_results(folder/f'seed{s}'/'results.json') for s in seeds]
     whole = [rs[0].merge(*rs[1:]) for rs in zip(*runs)]
-    results = [replace(r, facts={k: v for k,v in r.facts.items() if k != 'record'}) for r in whole] # it was a seed's
+    # it was a seed's
+    results = [replace(r, facts={k: v for k,v in r.facts.items() if k != 'record'}) for r in whole]
     write_results(folder/'results.json', results)
     write_atomic(folder/'results.md', summary(results, record))
     trained = [Method.load(folder/f'seed{s}'/'model.safetensors') for s in seeds]
-    grids = [m.affinity for m in trained if getattr(m, 'tree', None) is not None and getattr(m, 'affinity', None) is not None]
+    grids = [
+        m.affinity
+        for m in trained
+        if getattr(m, 'tree', None) is not None and getattr(m, 'affinity', None) is not None]
     if grids:
         mean = torch.stack(grids).mean(0)
         save_figures(folder, mean, balanced_tree(mean), trained[0].tasks)
@@ -667,7 +795,9 @@ def _about_to_run(settings:RunSettings, clip:FrozenCLIP, tasks:Sequence)->str:
     size = {k: sum(len(t.parts.get(k, ())) for t in tasks) for k in ('train', 'test')}
     classes = len({c for t in tasks for c in t.classnames})
     weights = f' ({Path(settings.pretrained).name})' if settings.pretrained else ''
-    return f"{len(tasks)} {'task' if len(tasks) == 1 else 'tasks'}, {classes} classes, {size['train']} images to learn from, {size['test']} to test on; model {clip.name}{weights}, on {clip.device}"
+    return (
+        f"{len(tasks)} {'task' if len(tasks) == 1 else 'tasks'}, {classes} classes, {size['train']} images to"
+        f" learn from, {size['test']} to test on; model {clip.name}{weights}, on {clip.device}")
 
 @dataclass(frozen=True)
 class _Run:
@@ -682,7 +812,8 @@ class _Run:
 def _fit_seed(run:_Run, seed:int, tasks:Sequence)->None:
     "Trains one seed, saves it, and prints a line about it"
     part, began = run.folder/f'seed{seed}', time.perf_counter()
-    trained, results = fit_method(run.clip, tasks, run.settings, seed, part/'checkpoint', run.progress, run.store)
+    trained, results = fit_method(
+        run.clip, tasks, run.settings, seed, part / 'checkpoint', run.progress, run.store)
     save_seed(part, trained, results, seed_record(run.record, seed, tasks))
     said = ', '.join(f'{r.method} {r.averages[0]:.2f}' for r in results)
     print(f'seed {seed}: {said} ({time.perf_counter()-began:.0f} s)', flush=True)
@@ -697,7 +828,8 @@ def _fit_seeds(run:_Run, seeds:Sequence, tasks:Sequence)->None:
             check_seed(part, seed_record(run.record, seed, tasks))
             print(f'seed {seed}: finished before', flush=True)
             continue
-        if not leaks and run.settings.data not in EMBEDDED: leaks = warn_of_leaks(tasks, run.progress) # each seed draws anew; one warning will do
+        # each seed draws anew; one warning will do
+        if not leaks and run.settings.data not in EMBEDDED: leaks = warn_of_leaks(tasks, run.progress)
         _fit_seed(run, seed, tasks)
 
 # %% ../nbs/running/70_cli.ipynb #529e5436
@@ -715,6 +847,7 @@ def _check_folders(settings:RunSettings, folder:Path, store:FeatureStore|None, r
     check_free(folder, resume)
     for s in finished_seeds(folder): read_seed(folder/f'seed{s}')
 
+# %% ../nbs/running/70_cli.ipynb #51e57118
 def fit_settings(
     settings:RunSettings, # What is run
     seeds:Sequence, # With which seeds
@@ -728,7 +861,10 @@ def fit_settings(
     "Runs all seeds, prints the table and leaves everything in `folder`"
     settings.check_options()
     _check_folders(settings, folder, store, resume)
-    if settings.model is None and settings.pretrained is None and settings.data not in EMBEDDED: warnings.warn('no --model: the embedded model is used, which has seen nothing but drawings; for photographs, name one, as --model RN50-quickgelu --pretrained openai')
+    if settings.model is None and settings.pretrained is None and settings.data not in EMBEDDED:
+        warnings.warn(
+            'no --model: the embedded model is used, which has seen nothing but drawings; for photographs,'
+            ' name one, as --model RN50-quickgelu --pretrained openai')
     if settings.pretrained and not Path(settings.pretrained).exists(): _look(settings, seeds[0], download)
     clip = open_model(settings.model, settings.pretrained, device)
     tasks = settings.tasks(seeds[0], check=True, download=download)
@@ -757,26 +893,33 @@ def run_fit(
     lr:float|None = None, # Learning rate; 0.001 if not given, the embedded benchmark's own on its data
     epochs:int|None = None, # Epochs; 100 if not given, or the embedded benchmark's
     n_ctx:int|None = None, # Context tokens of a prompt; the method's own number if not given, 16 for most
-    batch_size:int|None = None, # Images of a batch, all tasks together; 20 if not given, or the embedded benchmark's
+    # Images of a batch, all tasks together; 20 if not given, or the embedded benchmark's
+    batch_size:int|None = None,
     name:str|None = None, # Name of the run; made of DATA and the method if not given
     out:str = 'runs', # Folder of runs
     resume:bool = False, # Go on with a run that is there, keeping its finished seeds?
     root:str|None = None, # Folder that holds the data set that DATA names
-    any_counts:bool = False, # Take a data set whose numbers of images are not the published ones, such as a part of it?
-    download:bool = False, # Fetch what is missing below ROOT, where the data set has an official address with a checksum?
+    # Take a data set whose numbers of images are not the published ones, such as a part of it?
+    any_counts:bool = False,
+    # Fetch what is missing below ROOT, where the data set has an official address with a checksum?
+    download:bool = False,
     views:int|None = None, # Random views (crop, mirror) of each training image to learn from, encoded once; it must divide the epochs
     skip_bad_images:bool = False, # Leave unreadable images out?
     device:str = 'auto', # cpu, cuda, or auto: the GPU where there is one
     dtype:str|None = None, # Precision of the text tower, such as bfloat16; that of the device if not given
-    chunk:int|None = None, # Most pairs of prompt and class in the text tower at a time, where memory is short; slower
+    # Most pairs of prompt and class in the text tower at a time, where memory is short; slower
+    chunk:int|None = None,
     store:str|None = None, # Folder that keeps image features between runs; OUT/features if not given
 )->list: # A `Result` per method
     "Trains prompts for a folder of tasks over several seeds, prints the table and writes OUT/NAME"
-    of_data = dict(shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images, root=root, any_counts=any_counts)
-    of_training = dict(n_ctx=n_ctx, lr=lr, epochs=epochs, batch_size=batch_size, dtype=dtype, views=views, chunk=chunk)
+    of_data = dict(shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images,
+                   root=root, any_counts=any_counts)
+    of_training = dict(
+        n_ctx=n_ctx, lr=lr, epochs=epochs, batch_size=batch_size, dtype=dtype, views=views, chunk=chunk)
     settings = RunSettings(data, model, pretrained, method, **of_data, **of_training)
     folder = Path(out)/(name or safe_name(f'{Path(settings.data).name}-{method}'))
-    return fit_settings(settings, parse_seeds(seeds), folder, resume, device, FeatureStore(store or Path(out)/'features'), download=download)
+    return fit_settings(settings, parse_seeds(seeds), folder, resume, device,
+                        FeatureStore(store or Path(out) / 'features'), download=download)
 
 # %% ../nbs/running/70_cli.ipynb #9bdd5756
 def hipro_fit(
@@ -793,17 +936,24 @@ def load_run(
     pretrained:str|None = None, # Weights instead of the recorded ones
     device:str = 'cpu', # Where to compute
 )->Method: # Ready for `predict`
-    "A trained method with the model that its run recorded; `BadData` for another model or a seed that is not there"
+    """A trained method with the model that its run recorded; `BadData` for another model or a seed that is
+    not there"""
     settings, folder = read_run(run)['settings'], Path(run)
     there = finished_seeds(folder)
     if not there: raise BadData(f'{run} has no finished seed; hipro_fit ... --resume finishes it')
-    if seed is not None and seed not in there: raise BadData(f"{run} has no finished seed {seed}; there are {', '.join(map(str, there))}")
-    clip = open_model(model or settings.get('model'), pretrained or (None if model else settings.get('pretrained')), device)
+    if seed is not None and seed not in there:
+        raise BadData(f"{run} has no finished seed {seed}; there are {', '.join(map(str, there))}")
+    clip = open_model(
+        model or settings.get('model'), pretrained or (None if model else settings.get('pretrained')), device)
     part = folder/f'seed{there[0] if seed is None else seed}'
     method = Method.load(part/'model.safetensors', clip)
     said, wanted = method.record, read_run(run) # as it is now: a command may be at work here
-    diff = said and first_difference({k: said.get(k) for k in ('settings', 'clip')}, {k: wanted.get(k) for k in ('settings', 'clip')})
-    if diff: raise BadData(f'{part} was made with something else than {folder} says of itself: {diff}; expected one run, made with one command')
+    diff = said and first_difference(
+        {k: said.get(k) for k in ('settings', 'clip')}, {k: wanted.get(k) for k in ('settings', 'clip')})
+    if diff:
+        raise BadData(
+            f'{part} was made with something else than {folder} says of itself: {diff}; expected one run,'
+            ' made with one command')
     return method
 
 # %% ../nbs/running/70_cli.ipynb #7c0d2b1f
@@ -816,21 +966,32 @@ def name_images(
     "The likeliest classes of images, for one task or for every task"
     found, images = [], list(images)
     for i in images:
-        if isinstance(i, (str, Path)) and not Path(i).is_file(): raise BadData(f"{i}: {'a folder' if Path(i).is_dir() else 'no such file'}; expected an image")
+        if isinstance(i, (str, Path)) and not Path(i).is_file():
+            raise BadData(f"{i}: {'a folder' if Path(i).is_dir() else 'no such file'}; expected an image")
     if method.needs_images and (bad := bad_images(images, False)): _refuse_bad([str(i) for i in images], bad)
-    given = [[i] for i in images] if method.needs_images else method.store.features(method.clip, images, progress=False).split(1)
+    given = (
+        [[i] for i in images]
+        if method.needs_images
+        else method.store.features(method.clip, images, progress=False).split(1))
     for i,image in enumerate(images):
         for t in ([task] if task is not None else method.tasks):
             j = method.index(t)
             p = method.predict(j, given[i]).probs[0].topk(min(top, len(method.classnames[j])))
-            found.append(dict(image=str(image), task=method.tasks[j], names=[(method.classnames[j][k], v) for v,k in zip(*(o.tolist() for o in p))]))
+            found.append(
+                dict(image=str(image), task=method.tasks[j],
+                     names=[(method.classnames[j][k], v) for v, k in zip(*(o.tolist() for o in p))]))
     return found
 
 # %% ../nbs/running/70_cli.ipynb #5e37a48a
 def _print_names(found:list, as_json:bool):
     "One line per image and task, or JSON"
-    if as_json: print(json.dumps([f | dict(names=[dict(name=n, probability=p) for n,p in f['names']]) for f in found], indent=1, ensure_ascii=False)); return
-    for f in found: print(f"{f['image']}  {f['task']}: " + ', '.join(f'{n} {100*p:.1f}%' for n,p in f['names']))
+    if as_json:
+        print(
+            json.dumps([f | dict(names=[dict(name=n, probability=p) for n, p in f['names']]) for f in found],
+                       indent=1, ensure_ascii=False))
+        return
+    for f in found:
+        print(f"{f['image']}  {f['task']}: " + ', '.join(f'{n} {100*p:.1f}%' for n, p in f['names']))
 
 def run_predict(
     run:str, # Folder of a run, such as runs/demo
@@ -871,7 +1032,8 @@ def run_demo(
     resume:bool = False, # Go on with a demonstration that was interrupted?
 )->list: # A `Result` per method
     "The embedded benchmark: zero-shot, CoOp, CoOp-MTL, Shr+Ind and HiPro; writes OUT/demo"
-    folder, settings = Path(out)/'demo', RunSettings(**(DEMO | ({} if epochs is None else dict(epochs=epochs))))
+    folder, settings = Path(out) / 'demo', RunSettings(
+        **(DEMO | ({} if epochs is None else dict(epochs=epochs))))
     if not resume and (folder/'run.json').exists() and read_run(folder)['settings'].get('data') in EMBEDDED:
         with hold(folder): _forget(folder)
     return fit_settings(settings, parse_seeds(seeds), folder, resume)
@@ -883,9 +1045,13 @@ def hipro_demo(
     return run_command(run_demo, argv)
 
 # %% ../nbs/running/70_cli.ipynb #4ff61f6f
-OFFICE_HOME = ('Alarm_Clock Backpack Batteries Bed Bike Bottle Bucket Calculator Calendar Candles Chair Clipboards Computer Couch Curtains Desk_Lamp Drill Eraser Exit_Sign '
-    'Fan File_Cabinet Flipflops Flowers Folder Fork Glasses Hammer Helmet Kettle Keyboard Knives Lamp_Shade Laptop Marker Monitor Mop Mouse Mug Notebook Oven Pan Paper_Clip '
-    'Pen Pencil Postit_Notes Printer Push_Pin Radio Refrigerator Ruler Scissors Screwdriver Shelf Sink Sneakers Soda Speaker Spoon TV Table Telephone ToothBrush Toys Trash_Can Webcam').split()
+OFFICE_HOME = (
+    'Alarm_Clock Backpack Batteries Bed Bike Bottle Bucket Calculator Calendar Candles Chair Clipboards'
+    ' Computer Couch Curtains Desk_Lamp Drill Eraser Exit_Sign Fan File_Cabinet Flipflops Flowers Folder Fork'
+    ' Glasses Hammer Helmet Kettle Keyboard Knives Lamp_Shade Laptop Marker Monitor Mop Mouse Mug Notebook'
+    ' Oven Pan Paper_Clip Pen Pencil Postit_Notes Printer Push_Pin Radio Refrigerator Ruler Scissors'
+    ' Screwdriver Shelf Sink Sneakers Soda Speaker Spoon TV Table Telephone ToothBrush Toys Trash_Can Webcam'
+).split()
 
 def bench_clip(
     quick:bool = False, # Two layers of width 64 instead of RN50's text tower?
@@ -895,7 +1061,8 @@ def bench_clip(
     text = dict(width=64, heads=4, layers=2) if quick else dict(width=512, heads=8, layers=12)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = CLIP(1024, CLIPVisionCfg(layers=1, width=64, head_width=32, patch_size=16, image_size=32), CLIPTextCfg(context_length=77, vocab_size=49408, **text), quick_gelu=True)
+        net = CLIP(1024, CLIPVisionCfg(layers=1, width=64, head_width=32, patch_size=16, image_size=32),
+                   CLIPTextCfg(context_length=77, vocab_size=49408, **text), quick_gelu=True)
     return FrozenCLIP(net, SimpleTokenizer(), None, 'bench').to(device)
 
 # %% ../nbs/running/70_cli.ipynb #b07c5d11
@@ -963,19 +1130,32 @@ def bench_affinity(
 )->list: # What `affinity_overhead` found, for 4 tasks that share 65 names and for 20 tasks with 5 names each
     "What the affinity of two prompts side by side adds to a training step"
     kinds = [_bench_tasks(n, shared, clip.embed_dim) for n,shared in ((4, True), (20, False))]
-    return [affinity_overhead(PromptTower(clip, class_index(k)[0]), k, 2, rounds=rounds, clock=clock) | dict(names=len(k[0].classnames)) for k in kinds]
+    return [
+        affinity_overhead(PromptTower(clip, class_index(k)[0]), k, 2, rounds=rounds, clock=clock)
+        | dict(names=len(k[0].classnames))
+        for k in kinds]
 
 def _say_affinity(rows:list)->str:
     "What was measured, a line per kind"
-    return '\n'.join(f"affinity, {r['tasks']} tasks x {r['names']} names ({r['route']}): adds {r['measured']:.2f} of a step to each step, {r['counted']:.2f} counted" for r in rows)
+    return '\n'.join(
+        f"affinity, {r['tasks']} tasks x {r['names']} names ({r['route']}): adds {r['measured']:.2f} of a"
+        f" step to each step, {r['counted']:.2f} counted"
+        for r in rows)
 
 # %% ../nbs/running/70_cli.ipynb #35a1e121
 def peak_mib()->float: # MiB
-    "Most memory that this process has held; on Linux from `/proc`, since `ru_maxrss` begins at what the parent process held"
+    """Most memory that this process has held; on Linux from `/proc`, since `ru_maxrss` begins at what the
+    parent process held"""
     status = Path('/proc/self/status')
-    if status.exists(): return next(int(l.split()[1]) for l in status.read_text(encoding='utf8').splitlines() if l.startswith('VmHWM')) / 2**10
+    if status.exists():
+        return (
+            next(
+                int(l.split()[1])
+                for l in status.read_text(encoding='utf8').splitlines()
+                if l.startswith('VmHWM'))
+            / 2**10)
     try: import resource
-    except ImportError: return math.nan # Windows keeps no such mark
+    except ImportError: return math.nan  # Windows keeps no such mark
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)
 
 def tower_step(
@@ -988,7 +1168,8 @@ def tower_step(
 )->dict: # The arguments, and seconds, peak MiB above what was held before, size of the gradient
     "One forward and backward pass through the text tower. The peak is the process's: call it in a fresh one"
     asked, gpu = dict(classes=classes, nodes=nodes, dtype=dtype, chunk=chunk), str(device).startswith('cuda')
-    tower = PromptTower(bench_clip(quick, device), bench_names(classes), whole=dtype is None, dtype=getattr(torch, dtype or 'float32'), chunk=chunk, recompute=chunk is not None)
+    tower = PromptTower(bench_clip(quick, device), bench_names(classes), whole=dtype is None,
+                        dtype=getattr(torch, dtype or 'float32'), chunk=chunk, recompute=chunk is not None)
     ctx = tower.init_ctx(nodes).requires_grad_()
     g = torch.randn(nodes, classes, tower.dim, generator=torch.Generator().manual_seed(0)).to(ctx.device)
     peak = (lambda: torch.cuda.max_memory_allocated(ctx.device)/2**20) if gpu else peak_mib
@@ -1022,7 +1203,11 @@ def bench_memory(
     keep:Callable = lambda rows: None, # Gets all rows so far after each
 )->list: # What `tower_step` found in a process of its own, a row per job
     "Peak memory of one step, at each size"
-    rows, code = [], 'import json, sys; from hipro_nb.cli import tower_step; print(json.dumps(tower_step(*json.loads(sys.argv[1]))))'
+    rows, code = (
+        [],
+        (
+            'import json, sys; from hipro_nb.cli import tower_step;'
+            ' print(json.dumps(tower_step(*json.loads(sys.argv[1]))))'))
     for job in jobs:
         words = [sys.executable, '-c', code, json.dumps([*job, quick, device])]
         done = subprocess.run(words, capture_output=True, text=True)
@@ -1052,7 +1237,8 @@ def bench_accuracy(
     for seed in seeds:
         named, features = [], encode_tasks(clip, mini_tasks('families', shots=4, seed=seed), progress=False)
         for k,found in accuracy.items():
-            settings = RunSettings('mini-families', method='coop_mtl', dtype=k, **(MINI_TRAIN | ({} if epochs is None else dict(epochs=epochs))))
+            settings = RunSettings('mini-families', method='coop_mtl', dtype=k,
+                                   **(MINI_TRAIN | ({} if epochs is None else dict(epochs=epochs))))
             method = new_method(settings, clip, seed).fit(features, progress=False)
             found.append(float(method.evaluate(features).averages[0]))
             named.append(torch.cat([method.predict(t.name, t.test.x).probs.argmax(1) for t in features]))
@@ -1062,7 +1248,10 @@ def bench_accuracy(
 def _say_accuracy(a:dict)->str:
     "Both types' averages"
     mean = {k: statistics.mean(v) for k,v in a['accuracy'].items()}
-    return f"accuracy, CoOp-MTL on mini-families, {len(a['seeds'])} seeds: {mean['float32']:.2f} in fp32, {mean['bfloat16']:.2f} in bf16; {100*statistics.mean(a['same']):.1f}% of the test images named alike"
+    return (
+        f"accuracy, CoOp-MTL on mini-families, {len(a['seeds'])} seeds: {mean['float32']:.2f} in fp32,"
+        f" {mean['bfloat16']:.2f} in bf16; {100*statistics.mean(a['same']):.1f}% of the test images named"
+        " alike")
 
 # %% ../nbs/running/70_cli.ipynb #7fca9bad
 def read_bench(
@@ -1071,8 +1260,13 @@ def read_bench(
     "What was measured before; `BadData` for a file of another kind"
     if not path.exists(): return {}
     try: found = json.loads(path.read_text(encoding='utf8'))
-    except (OSError, ValueError) as e: raise BadData(f'{path}: no JSON ({e}); expected what hipro_bench wrote, or another --out') from None
-    if not isinstance(found, dict) or set(found) - set(PARTS) or any(set(v) != {'facts', 'found'} for v in found.values()): raise BadData(f"{path}: not what hipro_bench writes; choose another --out")
+    except (OSError, ValueError) as e:
+        raise BadData(f'{path}: no JSON ({e}); expected what hipro_bench wrote, or another --out') from None
+    if (
+        not isinstance(found, dict)
+        or set(found) - set(PARTS)
+        or any(set(v) != {'facts', 'found'} for v in found.values())):
+        raise BadData(f"{path}: not what hipro_bench writes; choose another --out")
     return found
 
 @contextmanager
@@ -1106,7 +1300,8 @@ def run_bench(
     cpu_seconds:bool = False, # Count CPU seconds of one thread, for a machine that others use?
     bf16:str = 'auto', # Measure the tower in bf16 as in fp32: yes, no, or auto, where a try finds it faster
 )->dict: # What bench.json holds: a part's `facts` and `found`, by its name
-    "Measures what the tower and the affinity cost on this machine; OUT/bench.json keeps what is not measured again"
+    """Measures what the tower and the affinity cost on this machine; OUT/bench.json keeps what is not
+    measured again"""
     asked, path = _asked_parts(parts, rounds, cpu_seconds, bf16, device), Path(out)/'bench.json'
     device = pick_device(device)
     clip, found = bench_clip(quick, device), read_bench(path)
