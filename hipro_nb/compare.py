@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['VIEWS', 'DEAREST', 'image_ids', 'paired_hits', 'image_interval', 'measured', 'trained_numbers', 'chosen_methods',
            'runnable', 'without_effect', 'comparison_record', 'comparison_folder', 'warn_of_old', 'Fit', 'Given',
-           'SeedData', 'train_one', 'usual_jobs', 'Workers', 'fits_to_do', 'Plan', 'train_missing', 'MethodTable',
-           'read_runs', 'read_table', 'reported_averages', 'save_table', 'run_compare', 'hipro_compare',
+           'SeedData', 'train_one', 'free_gib', 'usual_jobs', 'Workers', 'fits_to_do', 'Plan', 'train_missing',
+           'MethodTable', 'read_runs', 'read_table', 'reported_averages', 'save_table', 'run_compare', 'hipro_compare',
            'compare_settings']
 
 # %% ../nbs/running/71_compare.ipynb #ab353e28
-import csv, hashlib, importlib.util, io, json, multiprocessing, os, pickle, shutil, signal, sys, threading, time, traceback, warnings
+import csv, hashlib, importlib.util, io, json, math, multiprocessing, os, pickle, shutil, signal, sys, threading, time, traceback, warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -28,7 +28,7 @@ from tqdm import tqdm
 # %% ../nbs/running/71_compare.ipynb #5cdf5d6e
 from .data import BadData, FeatureStore, FrozenCLIP, check_writable, safe_name, write_atomic
 from .train import NonFiniteLoss, TrainConfig
-from .views import encode_views, warn_of_leaks
+from .views import encode_views, own_cores, warn_of_leaks
 from .hipro import Interval, Method, Result, compare
 from .baselines import RUN_OPTIONS, run_options
 from .cli import (EMBEDDED, METHODS, RunSettings, _about_to_run, _look, check_apart, check_seed, hold,
@@ -359,22 +359,27 @@ def _place(data:str, out:str|Path, device:str, jobs:int|None, report:str|None=No
     device = pick_device(device)
     return dict(device=device, jobs=usual_jobs(device) if jobs is None else jobs)
 
+# %% ../nbs/running/71_compare.ipynb #61c74bff
+def free_gib(
+    meminfo:str|Path = '/proc/meminfo', # Where Linux tells it
+)->float: # GiB; infinite where it is not known
+    "Memory that is free"
+    try: lines = Path(meminfo).read_text(encoding='utf8').splitlines()
+    except OSError: return math.inf
+    found = [int(line.split()[1]) for line in lines if line.startswith('MemAvailable')]
+    return found[0] / 2**20 if found else math.inf
+
 def usual_jobs(
     device:str = 'cpu', # Where is computed
+    cores:int|None = None, # `own_cores()` if None
+    free:float|None = None, # GiB; `free_gib()` if None
 )->int: # Processes; 0 for none
     """A fit for each core of a CPU, as far as free memory reaches (2 GiB each); on a GPU one after the other
     in this process"""
     if not str(device).startswith('cpu'): return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    try:
-        free = (
-            next(
-                int(l.split()[1])
-                for l in Path('/proc/meminfo').read_text(encoding='utf8').splitlines()
-                if l.startswith('MemAvailable'))
-            / 2**20)
-    except (OSError, StopIteration): return cores
-    return max(1, min(cores, int(free / 2)))
+    cores = own_cores() if cores is None else cores
+    free = free_gib() if free is None else free
+    return int(max(1, min(cores, free // 2)))
 
 # %% ../nbs/running/71_compare.ipynb #7b1f02c9
 def _alone()->None:
