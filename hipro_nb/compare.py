@@ -14,10 +14,10 @@ import csv, hashlib, importlib.util, io, json, math, multiprocessing, os, pickle
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from html import escape
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Literal, TypedDict
 
 # %% ../nbs/running/71_compare.ipynb #7ea4de1b
 import numpy as np
@@ -26,10 +26,14 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 # %% ../nbs/running/71_compare.ipynb #5cdf5d6e
-from .data import BadData, FeatureStore, FrozenCLIP, check_writable, safe_name, write_atomic
+from .data import (BadData, FeatureStore, FrozenCLIP, Plain, as_kind, check_writable, read_json,
+                           safe_name, write_atomic)
+from .escape import (csv_text, html_table, latex_rows, markdown_table, markdown_text, plain_text,
+                             text_table)
 from .train import NonFiniteLoss, TrainConfig
 from .views import encode_views, own_cores, warn_of_leaks
 from .hipro import Interval, Method, Result, compare
+from .tree import TaskTree
 from .baselines import RUN_OPTIONS, run_options
 from .cli import (EMBEDDED, METHODS, RunSettings, _about_to_run, _look, check_apart, check_seed, hold,
                           memory_hint)
@@ -271,13 +275,26 @@ def _finished(folder: Path, method: str, seed: int) -> bool:
     return (folder / method / f'seed{seed}' / 'results.json').exists()
 
 
+class _Cost(TypedDict, total=False):
+    parameters:int|None
+    seconds:float|None
+    cpu_seconds:float|None
+    peak_mib:float|None
+    resumed:bool
+    trained_with:str|None
+
+class _CostOfRun(TypedDict):
+    seconds:float
+    peak_mib:float|None
+    resumed:bool
+
 def _read_result(path:Path)->list:
     "A run's only `Result`; `BadData` for a file of another kind"
     try:
-        r = Result.from_json(path.read_text(encoding='utf8'))
+        r = Result.from_dict(read_json(path, dict[str,Plain]), path)
         if 'cost' not in r.facts: raise BadData('it does not say what it cost')
-    except (OSError, ValueError, TypeError) as e:
-        raise BadData(f'{path} is not what hipro_compare writes: {e}') from None
+        for kind in (_Cost, _CostOfRun): as_kind(r.facts['cost'], kind, 'cost')
+    except BadData as e: raise BadData(f'{path} is not what hipro_compare writes: {e}') from None
     return [r]
 
 def _check_run(fit:Fit, about:dict)->None:
@@ -704,7 +721,7 @@ def read_runs(
         costs[n] = cost[0] | dict(seconds=float(np.mean([c['seconds'] for c in cost])),
                                   cpu_seconds=_mean_cpu(cost), peak_mib=max(known, default=None),
                                   resumed=any(c['resumed'] for c in cost))
-    table = MethodTable(results, costs, record=json.loads((folder/'run.json').read_text(encoding='utf8')))
+    table = MethodTable(results, costs, record=read_json(folder/'run.json', dict[str,Plain]))
     trees = {}
     for s in seeds if table.against in names else ():
         m = Method.load(folder/table.against/f'seed{s}'/'model.safetensors')
@@ -776,92 +793,67 @@ def about(self:MethodTable)->str: # A sentence
 @patch
 def to_markdown(self:MethodTable)->str: # Tasks by methods
     "For a report: the best of every row between `**`"
-    lines = [
-        '| ' + ' | '.join((f'**{c}**' if b else c).replace('|', '\\|') for c, b in row) + ' |'
-        for row in self.grid()]
-    return '\n'.join([lines[0], '|---' + '|---:'*len(self.results) + '|', *lines[1:], '', self.about()])
+    return f'{markdown_table(self.grid())}\n\n{markdown_text(self.about())}'
 
 @patch
-def _repr_html_(self:MethodTable)->str:
-    cell = lambda tag, c, b: f'<{tag}>' + (f'<b>{escape(c)}</b>' if b else escape(c)) + f'</{tag}>'
-    head, *rows = [
-        ''.join(cell('th' if k == 0 else 'td', *c) for c in row) for k, row in enumerate(self.grid())]
-    body = ''.join(f'<tr>{r}</tr>' for r in rows)
-    return f'<table><caption>{escape(self.about())}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+def _repr_html_(self:MethodTable)->str: return html_table(self.grid(), self.about())
 
 @patch
 def to_text(self:MethodTable,
     width:int = 160, # Columns of the terminal
 )->str: # Tasks by methods, or methods by tasks where that is too wide
     "For a terminal: the best of every row marked by `*`"
-    grid = [[c + ('*' if b else '') for c,b in row] for row in self.grid()]
-    def lines(g):
-        "Columns in line"
-        wide = [max(len(row[i]) for row in g) for i in range(len(g[0]))]
-        return [
-            '  '.join([row[0].ljust(wide[0])] + [c.rjust(w) for c, w in zip(row[1:], wide[1:])]).rstrip()
-            for row in g]
-    tall = lines(grid)
-    if max(map(len, tall)) > width:
-        tall = lines(
-            [['method', *column[1:]] if k == 0 else list(column) for k, column in enumerate(zip(*grid))])
-    return '\n'.join([*tall, self.about().replace('best in bold', '* best')])
+    grid = self.grid()
+    text = text_table(grid)
+    if max(map(len, text.split('\n'))) > width:
+        grid[0][0] = ('method', False)
+        text = text_table([list(column) for column in zip(*grid)])
+    return text + '\n' + plain_text(self.about()).replace('best in bold', '* best')
 
 # %% ../nbs/running/71_compare.ipynb #6875b7d1
-_TEX = {'&': r'\&', '%': r'\%', '_': r'\_', '#': r'\#', '$': r'\$', '{': r'\{', '}': r'\}',
-        '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '\\': r'\textbackslash{}', '±': r'$\pm$',
-        '≥': r'$\geq$', '−': r'$-$'}
-
-def _tex(text:str)->str: return ''.join(_TEX.get(c, c) for c in text)
-
 @patch
 def to_latex(self:MethodTable)->str: # A `tabular`, with booktabs' rules
     "For a paper: the best of every row in bold face"
-    rows = [
-        ' & '.join(r'\textbf{' + _tex(c) + '}' if b else _tex(c) for c, b in row) + r' \\'
-        for row in self.grid()]
+    rows = latex_rows(self.grid())
     n = len(self.results[next(iter(self.results))].tasks)
     rules = {1: r'\midrule', 1+n: r'\midrule', 2+n: r'\midrule'}
     body = [l for k,row in enumerate(rows) for l in ([rules[k]] if k in rules else []) + [row]]
     return '\n'.join(
         [r'% needs \usepackage{booktabs}', r'\begin{tabular}{l' + 'r' * len(self.results) + '}', r'\toprule',
-         *body, r'\bottomrule', r'\end{tabular}', '% ' + self.about()])
+         *body, r'\bottomrule', r'\end{tabular}', '% ' + plain_text(self.about())])
 
 # %% ../nbs/running/71_compare.ipynb #30df15cf
 @patch
 def to_csv(self:MethodTable)->str: # A line per method and task
-    """For a spreadsheet: one line per method and task, and one per method's average, with what belongs to the
-    whole method"""
-    out = io.StringIO(); w = csv.writer(out, lineterminator='\n')
-    w.writerow(
-        'method title task mean deviation seeds gain seeds_low seeds_high images_low images_high parameters'
-        ' seconds peak_mib reported'.split())
+    "For a spreadsheet: one line per method and task, and one per method's average, with what belongs to all"
+    out = io.StringIO()
+    w = csv.writer(out, lineterminator='\n')
+    w.writerow('method title task mean deviation seeds gain seeds_low seeds_high images_low images_high'
+               ' parameters seconds peak_mib reported'.split())
     for n,r in self.results.items():
-        for t, m, s in r.rows()[:-1]:
-            w.writerow([n, r.method, t, f'{m:.4f}', f'{s:.4f}', len(r.seeds)] + [''] * 9)
-        gain, cost = self.gains.get(n, {}), self.costs.get(n, {})
-        spans = [
-            v for k in ('seeds', 'images') for v in ((gain[k].low, gain[k].high) if gain.get(k) else ('', ''))
-        ]
-        above = (
-            self.results[self.against].averages.mean() - r.averages.mean()
-            if self.against in self.results
-            else '')
-        own = [cost.get(k) for k in ('parameters', 'seconds', 'peak_mib')]
-        _, m, s = r.rows()[-1]
-        w.writerow(
-            [n, r.method, 'average', f'{m:.4f}', f'{s:.4f}', len(r.seeds),
-             *[f'{v:.4f}' if isinstance(v, float) else v for v in [above, *spans]], *own,
-             self.reported.get(n, '')])
+        who = [csv_text(n), csv_text(r.method)]
+        numbers = [(t, f'{m:.4f}', f'{s:.4f}', len(r.seeds)) for t,m,s in r.rows()]
+        for t,*own in numbers[:-1]: w.writerow([*who, csv_text(t), *own] + ['']*9)
+        w.writerow([*who, *numbers[-1], *self._csv_rest(n)])
     return out.getvalue()
+
+@patch
+def _csv_rest(self:MethodTable, n:str)->list:
+    "What belongs to all of method `n`: its distance to `against`, its cost, the published number"
+    gain, cost, best = self.gains.get(n, {}), self.costs.get(n, {}), self.results.get(self.against)
+    above = '' if best is None else f'{best.averages.mean() - self.results[n].averages.mean():.4f}'
+    spans = [gain.get(k) for k in ('seeds', 'images')]
+    ends = [['', ''] if i is None else [f'{i.low:.4f}', f'{i.high:.4f}'] for i in spans]
+    return [above, *ends[0], *ends[1], *[cost.get(k) for k in ('parameters', 'seconds', 'peak_mib')],
+            self.reported.get(n, '')]
 
 # %% ../nbs/running/71_compare.ipynb #5aac33e2
 def _shown(record:dict)->dict:
     "A record without the places of one machine's files"
-    settings = {
-        k: Path(v).name if k in ('data', 'root', 'model', 'pretrained', 'train_list') and v else v
-        for k, v in record.get('settings', {}).items()}
-    return record | dict(settings=settings)
+    places = ('data', 'root', 'model', 'pretrained', 'train_list')
+    settings = record.get('settings', {})
+    named = {k: Path(v).name for k,v in settings.items() if k in places and isinstance(v, str) and v}
+    return record | dict(settings=settings | named)
 
 @patch
 def to_json(self:MethodTable)->str: # JSON; predictions of single images are left out
@@ -872,19 +864,53 @@ def to_json(self:MethodTable)->str: # JSON; predictions of single images are lef
                  record=_shown(self.record), costs=self.costs, gains=gains, trees=self.trees, results=rs)
     return json.dumps(whole, indent=None, ensure_ascii=False)
 
+# %% ../nbs/running/71_compare.ipynb #4942a281
+class _Interval(TypedDict):
+    mean:float
+    low:float
+    high:float
+    n:int
+
+class _Tree(TypedDict):
+    affinity:list[list[float]]
+    tree:dict[str,Plain]
+
+class _Record(TypedDict, total=False):
+    settings:dict[str,Plain]
+
+class _Table(TypedDict):
+    kind:Literal['hipro_nb table']
+    against:str
+    reported:dict[str,float]
+    left_out:dict[str,str]
+    record:dict[str,Plain]
+    costs:dict[str,_Cost]
+    gains:dict[str,dict[str,_Interval|None]]
+    trees:dict[int,_Tree]
+    results:dict[str,dict[str,Plain]]
+
+# %% ../nbs/running/71_compare.ipynb #0834fe03
+def _check_tree(t:dict, n:int, who:str)->None:
+    "`BadData` unless a tree and its affinity are those of `n` tasks"
+    try: tree = TaskTree.from_dict(t['tree'])
+    except ValueError as e: raise BadData(f'{who}: {e}') from None
+    if tree.n_tasks != n or [len(row) for row in t['affinity']] != [n]*n:
+        raise BadData(f'{who}: expected an affinity and a tree of {n} tasks')
+
 def read_table(
     path:str|Path, # File that `hipro_compare` wrote
 )->MethodTable: # Without the predictions of single images
     "A table from its JSON; `BadData` for a file that holds something else"
     try:
-        d = json.loads(Path(path).read_text(encoding='utf8'))
-        if d.pop('kind') != 'hipro_nb table': raise BadData('it is of another kind')
-        d['results'] = {n: Result.from_json(json.dumps(r)) for n,r in d['results'].items()}
-        d['gains'] = {n: {k: i and Interval(**i) for k,i in g.items()} for n,g in d['gains'].items()}
-        d['trees'] = {int(s): t for s,t in d['trees'].items()}
-        return MethodTable(**d)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
-        raise BadData(f'{path} holds no table of hipro_compare: {e}') from None
+        d = dict(read_json(path, _Table))
+        as_kind(d['record'], _Record, 'record')
+        results = {n: Result.from_dict(r, f'results of {n}') for n,r in d['results'].items()}
+        tasks = compare(list(results.values())).results[0].tasks
+        for s,t in d['trees'].items(): _check_tree(t, len(tasks), f'tree of seed {s}')
+    except BadData as e: raise BadData(f'{path} holds no table of hipro_compare: {e}') from None
+    del d['kind']
+    gains = {n: {k: i and Interval(**i) for k,i in g.items()} for n,g in d['gains'].items()}
+    return MethodTable(**d | dict(results=results, gains=gains))
 
 # %% ../nbs/running/71_compare.ipynb #906a8310
 def reported_averages(
