@@ -51,7 +51,7 @@ docs: $(READY) readme ## The site, into _docs/ (needs Quarto)
 	@command -v quarto >/dev/null || { echo "make docs needs Quarto (https://quarto.org/docs/get-started/), which pip does not install."; \
 	  echo "Without it, 'make test ARGS=\"-k docs\"' checks that the notebooks process and that links and references resolve."; exit 1; }
 	touch README.md
-	PATH="$(abspath $(BIN)):$$PATH" nbdev_docs
+	PATH="$$(cd "$(BIN)" && pwd):$$PATH" nbdev_docs
 
 $(READY): settings.ini setup.py pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python 3.10 or newer with venv and ensurepip found; name one: make PYTHON=/path/to/python3"; exit 1; }
