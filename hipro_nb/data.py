@@ -7,7 +7,8 @@ __all__ = ['Plain', 'FORMATS', 'BadData', 'clean_name', 'check_names', 'safe_nam
            'check_file', 'read_file', 'open_file', 'parse_json', 'as_kind', 'read_json', 'save_tensors', 'load_tensors',
            'few_shot', 'seats', 'fraction', 'Unreadable', 'one_image', 'each_image', 'as_images', 'open_image',
            'bad_images', 'Split', 'as_rows', 'Features', 'Task', 'check_tasks', 'contact_sheet', 'load_image_folder',
-           'FrozenCLIP', 'center_slab', 'image_hash', 'FeatureStore', 'settle_fork', 'encode_images', 'encode_tasks']
+           'FrozenCLIP', 'center_slab', 'image_hash', 'FeatureStore', 'settle_fork', 'decode_images', 'encode_images',
+           'encode_tasks']
 
 # %% ../nbs/paper/01_data.ipynb #b7ae1110
 import hashlib, html, json, math, os, re, stat, threading, time, unicodedata, uuid, warnings
@@ -1490,6 +1491,13 @@ def _parts(images)->Iterator:
     "All pictures of what has a length, 1,024 at a time of what comes one by one."
     if _is_array(images) or isinstance(images, (list, tuple, Split)): yield as_images(images)
     else: yield from _few(each_image(images), 1024)
+
+def decode_images(
+    clip:FrozenCLIP, # Its preprocessing is used
+    images:Sequence|np.ndarray|Tensor, # Pictures, as `as_images` gives them
+)->Float[Tensor,'B c h v']: # Pixels, as the tower takes them
+    "Open and preprocess images; raise one `BadData` that lists all unreadable images."
+    with _listing_bad(images): return torch.stack(list(_in_order(_crew(clip), clip.pixels, images, 128)))
 
 def encode_images(
     clip:FrozenCLIP, # The tower

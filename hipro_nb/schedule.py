@@ -570,6 +570,7 @@ def _logits(self:JSCPT, i, x):
 @patch
 @torch.no_grad()
 def _image_logits(self:JSCPT, i, images):
+    if not len(images): return self.heads[i].new_zeros(0, len(self.heads[i]))
     bank = ImageBank([images], self.model.vision, self.options['first'], keep_gb=0)
     return torch.cat(
         [self.model.task_logits(i, bank(0, k)).cpu() for k in torch.arange(len(images)).split(64)])
