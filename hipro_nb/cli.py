@@ -34,8 +34,8 @@ from torch.nn import functional as F
 
 # %% ../nbs/running/70_cli.ipynb #cbac9f1d
 from .data import (BadData, FeatureStore, Features, FrozenCLIP, Plain, Task, _refuse_bad, _scan,
-                           _threads, as_kind, bad_images, encode_tasks, load_image_folder, load_tensors,
-                           read_json, safe_name, save_tensors, write_atomic)
+                           _threads, as_images, as_kind, bad_images, encode_tasks, load_image_folder,
+                           load_tensors, read_json, safe_name, save_tensors, write_atomic)
 from .escape import json_text, markdown_text, plain_text, screen_text
 from .mini import MINI_TRAIN, mini_clip, mini_tasks
 from .clip import PromptTower, bench_tower, is_faster, load_clip
@@ -725,23 +725,19 @@ def name_images(
     top:int = 3, # Names per image and task
 )->list: # `dict(image, task, names=[(name, probability), ...])`, image by image
     "The likeliest classes of images, for one task or for every task"
-    found, images = [], list(images)
-    for i in images:
-        if isinstance(i, (str, Path)) and not Path(i).is_file():
-            raise BadData(f"{i}: {'a folder' if Path(i).is_dir() else 'no such file'}; expected an image")
-    if method.needs_images and (bad := bad_images(images, False)): _refuse_bad([str(i) for i in images], bad)
-    given = (
-        [[i] for i in images]
-        if method.needs_images
-        else method.store.features(method.clip, images, progress=False).split(1))
-    for i,image in enumerate(images):
-        for t in ([task] if task is not None else method.tasks):
-            j = method.index(t)
-            p = method.predict(j, given[i]).probs[0].topk(min(top, len(method.classnames[j])))
-            found.append(
-                dict(image=str(image), task=method.tasks[j],
-                     names=[(method.classnames[j][k], v) for v, k in zip(*(o.tolist() for o in p))]))
-    return found
+    images = as_images(images)
+    names = [str(o) if isinstance(o, (str, Path)) else f'image {i}' for i,o in enumerate(images)]
+    for path in (Path(o) for o in images if isinstance(o, (str, Path))):
+        if not path.exists(): raise BadData(f'{path}: no such file; expected an image')
+        if path.is_dir(): raise BadData(f'{path}: a folder; expected an image')
+    if method.needs_images and (bad := bad_images(images, False)): _refuse_bad(names, bad)
+    given, tops = images if method.needs_images else method._features(images), {}
+    for j in [method.index(t) for t in ([task] if task is not None else method.tasks)]:
+        likeliest = method.predict(j, given).probs.topk(min(top, len(method.classnames[j])))
+        tops[j] = [*zip(likeliest.values.tolist(), likeliest.indices.tolist())]
+    def _named(j, p, classes): return [(method.classnames[j][k], v) for v,k in zip(p, classes)]
+    return [dict(image=n, task=method.tasks[j], names=_named(j, *rows[i]))
+            for i,n in enumerate(names) for j,rows in tops.items()]
 
 # %% ../nbs/running/70_cli.ipynb #5e37a48a
 def _print_names(found:list, as_json:bool):

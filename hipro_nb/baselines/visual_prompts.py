@@ -22,7 +22,7 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 # %% ../../nbs/methods/48_visual_prompts.ipynb #e21d8633
-from ..data import (BadData, FeatureStore, FrozenCLIP, Split, _crew, _refuse_bad, bad_images,
+from ..data import (BadData, FeatureStore, FrozenCLIP, Split, _crew, _in_order, _listing_bad,
                            clean_name, image_hash)
 from ..clip import PromptTower, word_ctx, zero_shot_weights
 from ..train import TrainConfig, class_index
@@ -36,16 +36,7 @@ def decode(
     images:Sequence|np.ndarray|Tensor, # Paths, pictures, or uint8 of shape `B h w 3`
 )->Float[Tensor,'B c h v']: # Pixels, as the tower takes them
     "Open and preprocess images; raise one `BadData` that lists the unreadable ones."
-    threads = torch.get_num_threads()
-    with _crew(clip) as pool:
-        try: return torch.stack(list(pool.map(clip.pixels, images)))
-        except Exception:
-            if bad := bad_images(images, False):
-                _refuse_bad(
-                    [str(o) if isinstance(o, (str, Path)) else f'image {i}' for i, o in enumerate(images)],
-                    bad)
-            raise
-        finally: torch.set_num_threads(threads)
+    with _listing_bad(images): return torch.stack(list(_in_order(_crew(clip), clip.pixels, images, 128)))
 
 # %% ../../nbs/methods/48_visual_prompts.ipynb #ba573c68
 class ImageTokens:
