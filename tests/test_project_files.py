@@ -21,7 +21,8 @@ def test_citation():
 
 
 def test_workflow_pythons():
-    "Public CI tests the oldest Python that the package promises, and three in all, by the command of this repository."
+    """Public CI tests the oldest Python that the package promises, and three in all, by the command of this
+    repository."""
     job = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8"))["jobs"]["test"]
     pythons = job["strategy"]["matrix"]["python"]
     assert CFG["min_python"] in pythons and len(pythons) >= 3
