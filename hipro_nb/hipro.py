@@ -308,6 +308,7 @@ class Method:
     title = 'method' # Name in tables
     kinds = {} # Every subclass by its name, for `Method.load`
     needs_images = False # Does it work on images, not on the frozen tower's features?
+    unused = () # Options of a run that it takes with its `config` and that change nothing in it
 
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model; None where only stored classifiers are used
@@ -317,7 +318,7 @@ class Method:
         self.clip, self.store, self.keeps, self.seed = (clip, FeatureStore(None) if store is None else store,
                                                         store is not None, seed)
         self.made_with = None if clip is None else dict(name=clip.name, key=clip.key)
-        self.tasks, self.classnames, self.heads, self.scales = (), (), (), ()
+        self.tasks, self.classnames, self.heads, self.scales, self.record = (), (), (), (), None
 
     def __init_subclass__(cls): Method.kinds[cls.__name__] = cls
     def settings(self)->dict: # Plain data, ready for JSON
@@ -763,13 +764,15 @@ def _state(self:HiPro)->tuple:
 @patch
 def save(self:Method,
     path:str|Path, # File to write, e.g. `hipro.safetensors`
+    record:dict|None = None, # What a run says of itself, plain data; `load` gives it back
 )->Path: # The file
     "Writes classifiers, prompts, tree and settings to one safetensors file, whole or not at all"
     if not self.heads: raise BadData(f"{self.title} has not been fitted yet: there is nothing to save")
     tensors, meta = self._state()
-    meta |= dict(kind='hipro_nb method', format=1, method=type(self).__name__, module=type(self).__module__,
-                 settings=self.settings(), tasks=list(self.tasks),
-                 classnames=[list(c) for c in self.classnames], clip=self.made_with, scales=list(self.scales))
+    kind = dict(kind='hipro_nb method', format=1, method=type(self).__name__, module=type(self).__module__)
+    meta |= kind | dict(settings=self.settings(), record=record, clip=self.made_with)
+    meta |= dict(
+        tasks=list(self.tasks), classnames=[list(c) for c in self.classnames], scales=list(self.scales))
     return save_tensors(
         path, {f'head.{i}': h for i, h in enumerate(self.heads) if h is not None} | tensors, meta)
 
@@ -820,7 +823,7 @@ def load(cls,
     _check_file(path, meta, clip, tasks)
     m = Method.kinds[meta['method']].from_settings(clip, meta['settings'], store=store)
     m.tasks, m.classnames = tuple(meta['tasks']), tuple(map(tuple, meta['classnames']))
-    m.scales, m.made_with = tuple(meta['scales']), meta['clip']
+    m.scales, m.made_with, m.record = tuple(meta['scales']), meta['clip'], meta.get('record')
     m._restore(tensors, meta)
     m.heads = tuple(tensors.get(f'head.{i}') for i in range(len(m.tasks)))
     return m

@@ -142,6 +142,7 @@ def _head(self:VisualPromptMethod, i): return None
 class VPT(VisualPromptMethod):
     "Visual prompt tuning: learned tokens in the image tower, a hand-written text"
     keys = ('shared','memory','n_tokens','depth','templates')
+    unused = ('dtype',) # the text is hand-written, and encoded as zero-shot's
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model, with a ViT of open_clip's own
         # Prompt tokens of a block, V; 16 at ViT-B/16 and the same share of a smaller tower's tokens if None
