@@ -148,4 +148,5 @@ def test_compare_interrupted_with_two_jobs(tmp_path, moment):
         assert time.monotonic() < end, left
         time.sleep(0.1)
     assert not list(runs.glob("data-*/*/seed1/results.json"))
-    if moment == "training": assert at() == {"coop", "coop_mtl"}  # a fast machine may have imported, and begun
+    # a fast machine may have imported, and begun
+    if moment == "training": assert at() == {"coop", "coop_mtl"}
