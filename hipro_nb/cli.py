@@ -531,7 +531,8 @@ def save_figures(
 )->None:
     "Heat map and tree of a run"
     ax = plot_affinity(affinity, names, tree=tree)
-    look = dict(dpi=100, bbox_inches='tight', format='png', metadata=dict(Software=None)) # the same bytes again
+    # the same bytes again
+    look = dict(dpi=100, bbox_inches='tight', format='png', metadata=dict(Software=None))
     write_atomic(folder/'affinity.png', partial(ax.figure.savefig, **look))
     plt.close(ax.figure)
     write_atomic(folder/'tree.svg', tree.to_svg(names))

@@ -1,4 +1,5 @@
 "A run's numbers belong to its settings: one command at a time, options that are in effect or refused, files that are the same for the same command."
+
 import contextlib
 import json
 import re
@@ -50,19 +51,24 @@ def until(found, seconds=300):
 
 
 def test_one_command_at_a_time(home, capfd):
-    "A second command is refused while a process works in the folder, also before its first seed; when it was killed, the next takes over and says so."
+    """A second command is refused while a process works in the folder, also before its first seed; when it
+    was killed, the next takes over and says so."""
     folder = home / "runs" / "shared"
     other = Forked("tiny:hold_for_ever", str(folder), sys_path=[ROOT / "tests"])
     until((folder / HOLDER).exists)
     for more in ([], ["--resume"]):
         assert hipro_fit(coop(home, "shared", 2) + more) == 2
         out, err = capfd.readouterr()
-        assert out == "" and re.search(rf"shared is in use: process {other.pid} on \S+ \(\S+, since 20.*\) works there; wait for its end", err)
+        assert out == "" and re.search(
+            rf"shared is in use: process {other.pid} on \S+ \(\S+, since 20.*\) works there; wait for"
+            r" its end",
+            err,)
     assert not (folder / "run.json").exists()
     other.send_signal(signal.SIGKILL)
     other.wait()
     assert hipro_fit(coop(home, "shared")) == 0
-    assert re.search(rf"process {other.pid} on .* was ended before it was done; this command takes over", capfd.readouterr().err)
+    assert re.search(rf"process {other.pid} on .* was ended before it was done; this command takes over",
+                     capfd.readouterr().err)
     assert not (folder / HOLDER).exists()
     assert hipro_fit(coop(home, "shared", 2) + ["--resume"]) == 2
     assert "settings.shots was 1, is 2" in capfd.readouterr().err
@@ -70,7 +76,8 @@ def test_one_command_at_a_time(home, capfd):
 
 
 def test_one_shot_is_not_reported_as_two(home, capfd):
-    "The `run.json` of one command beside the results of another: refused on `--resume` and by `hipro_predict`, naming the difference."
+    """The `run.json` of one command beside the results of another: refused on `--resume` and by
+    `hipro_predict`, naming the difference."""
     for name, shots in (("one", 1), ("two", 2)): assert hipro_fit(coop(home, name, shots)) == 0
     shutil.copy(home / "runs/two/run.json", home / "runs/one/run.json")
     capfd.readouterr()
@@ -99,7 +106,8 @@ class Fits:
     "Methods as `hipro_fit` makes them, fitted on two tiny tasks; what they learned, by method and option."
     def __init__(self, home):
         self.clip, self.store = open_model(str(home / "model")), FeatureStore(None)
-        self.settings = RunSettings(str(home / "data"), str(home / "model"), shots=2, lr=0.01, epochs=2, batch_size=4)
+        self.settings = RunSettings(
+            str(home / "data"), str(home / "model"), shots=2, lr=0.01, epochs=2, batch_size=4)
         self.tasks, self.usual = self.settings.tasks(1), {}
 
     def learned(self, method, **option):
@@ -118,7 +126,8 @@ def fits(home): return Fits(home)
 
 @pytest.mark.parametrize("method", METHODS)
 def test_options_are_in_effect_or_refused(fits, method):
-    "Every option that is not its default changes what is learned (a smaller chunk only how), and is in the method's settings; or is refused by its name."
+    """Every option that is not its default changes what is learned (a smaller chunk only how), and is in the
+    method's settings; or is refused by its name."""
     usual, plain = fits.learned(method)
     for option, value in OTHER.items():
         settings = replace(fits.settings.for_method(method), **{option: value})
@@ -141,19 +150,24 @@ def test_options_are_in_effect_or_refused(fits, method):
 
 def contents(folder):
     "All files of a folder, dates and costs left out."
-    found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-    texts = {k: DATE.sub("DATE", v.decode()) for k, v in found.items() if k.endswith((".json", ".md", ".svg"))}
+    found = {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    texts = {
+        k: DATE.sub("DATE", v.decode()) for k, v in found.items() if k.endswith((".json", ".md", ".svg"))}
     return found | texts
 
 
 def test_same_command_same_bytes(home):
     """Tensors, records, results, tables and figures of the same command are the same bytes in another process, with
     other hashes of strings, but for the dates."""
-    argv = {place: words(home, "run", 2, seeds=2, epochs=2, n_ctx=2, out=home / place) for place in ("first", "second")}
+    argv = {
+        place: words(home, "run", 2, seeds=2, epochs=2, n_ctx=2, out=home / place)
+        for place in ("first", "second")}
     other = Forked("tiny:fit_alone", argv["first"], sys_path=[ROOT / "tests"])
     assert hipro_fit(argv["second"]) == 0 and other.wait()[0] == 0
     made = [contents(home / place / "run") for place in argv]
-    written = {"seed1/model.safetensors", "seed1/classifiers.safetensors", "seed2/affinity.png", "tree.svg", "results.md", "run.json"}
+    written = {"seed1/model.safetensors", "seed1/classifiers.safetensors", "seed2/affinity.png", "tree.svg",
+               "results.md", "run.json"}
     assert written <= set(made[0])
     assert made[0].keys() == made[1].keys()
     assert [k for k in made[0] if made[0][k] != made[1][k]] == []
@@ -166,10 +180,12 @@ def test_same_comparison_same_bytes(home):
     "The same of every method's tensors; of its results without what they cost."
     made = []
     for place in ("third", "fourth"):
-        argv = words(home, None, 2, epochs=2, out=home / place, methods="cocoop,jscpt,linear_probe,mmap,zero_shot", jobs=0)
+        argv = words(home, None, 2, epochs=2, out=home / place,
+                     methods="cocoop,jscpt,linear_probe,mmap,zero_shot", jobs=0)
         assert hipro_compare(argv) == 0
         (folder,) = (home / place).glob("data-*")
-        found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.glob("*/seed1/*.safetensors")}
+        found = {
+            p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.glob("*/seed1/*.safetensors")}
         for p in folder.glob("*/seed1/results.json"):
             whole = json.loads(DATE.sub("DATE", p.read_text(encoding="utf-8")))
             assert whole["facts"].pop("cost").keys() >= {"seconds", "parameters"}
