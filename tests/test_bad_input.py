@@ -518,7 +518,8 @@ def test_read_only_output_folder(tmp_path, capfd, monkeypatch):
     assert hipro_fit([*argv, "--out", str(locked)]) == 2
     err = capfd.readouterr().err
     assert err.startswith("hipro_fit: cannot ") and "Traceback" not in err
-    assert str(locked) in err and "Permission denied" in err and "expected a folder that can be written" in err
+    assert (
+        str(locked) in err and "Permission denied" in err and "expected a folder that can be written" in err)
 
 
 def test_write_atomic_into_a_missing_place(tmp_path):
