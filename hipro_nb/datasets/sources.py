@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Protocol', 'read_protocol', 'Pool', 'draw_task', 'DataSet', 'check_counts', 'register_dataset', 'list_datasets',
            'find_dataset', 'name_key', 'entries', 'find_folder', 'scan_classes', 'to_split', 'read_list', 'inside_root',
-           'check_present', 'class_words', 'read_classnames', 'rename_classes', 'check_table', 'name_classes',
-           'check_class_names']
+           'check_present', 'check_lists', 'class_words', 'read_classnames', 'rename_classes', 'check_table',
+           'name_classes', 'check_class_names']
 
 # %% ../../nbs/pictures/26_sources.ipynb #1fc67c3d
 import difflib, os, re, unicodedata, warnings
@@ -21,7 +21,8 @@ import numpy as np
 from fastcore.basics import patch
 
 # %% ../../nbs/pictures/26_sources.ipynb #6b0b1110
-from ..data import BadData, Split, Task, check_names, clean_name, few_shot, fraction, read_file
+from ..data import (BadData, Split, Task, check_names, clean_name, few_shot, fraction, image_files,
+                           read_file)
 
 # %% ../../nbs/pictures/26_sources.ipynb #bcc0b34f
 @dataclass(frozen=True)
@@ -260,8 +261,6 @@ def find_folder(
         + (f'; expected {what}' if what else ''))
 
 # %% ../../nbs/pictures/26_sources.ipynb #aaf15963
-_images = frozenset('.jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .jp2'.split())
-
 def scan_classes(
     folder:Path, # A folder of class folders
     who:str, # Whose, for messages
@@ -278,7 +277,7 @@ def scan_classes(
             + f' in {folder}')
     if odd := [p.name for k, p in found.items() if k not in names]:
         raise BadData(f'{who} has a folder {odd[0]!r} that is not one of its {len(names)} classes')
-    out = {c: [p for p in _visible(found[k]) if p.suffix.lower() in _images] for k,c in names.items()}
+    out = {c: image_files(found[k]) for k,c in names.items()}
     for c,ps in out.items():
         if not ps:
             raise BadData(f'{who}, class {c!r} has no images in {found[name_key(c)]}: expected at least 1')
@@ -345,6 +344,31 @@ def check_present(
         if file not in have[parent]: lost.append(n)
     if lost:
         raise BadData(f'{who}: {len(lost):,} of {len(names):,} files are not in {root}, {lost[0]!r} first')
+
+# %% ../../nbs/pictures/26_sources.ipynb #2d80b564
+def _once_more(pool:Pool)->dict:
+    "Images of a pool by what its lists do with them: named twice in a part, in train and test, under two classes"
+    listed = [(o, k, int(y)) for k,p in pool.parts.items() if isinstance(p.images, tuple)
+              for o,y in zip(p.images, p.labels) if isinstance(o, (str, Path))]
+    parts, classes = {}, {}
+    for o,k,y in listed:
+        parts.setdefault(o, []).append(k)
+        classes.setdefault(o, set()).add(y)
+    return {'twice in one part': [o for o,ks in parts.items() if len(set(ks))<len(ks)],
+            'in train and in test': [o for o,ks in parts.items() if {'train', 'test'}<=set(ks)],
+            'under two classes': [o for o in parts if len(classes[o])>1]}
+
+def check_lists(
+    pools:Sequence, # Pools
+)->None:
+    "Warn of images that a list names twice, for training and for the test, or under two classes"
+    found = {}
+    for p in pools:
+        for what,images in _once_more(p).items(): found.setdefault(what, []).extend((p.name, o) for o in images)
+    for what,images in found.items():
+        if not images: continue
+        name, path = images[0]
+        warnings.warn(f'{len(images)} images are listed {what}, such as {Path(path).name!r} of task {name!r}: they stay, as the lists have it')
 
 # %% ../../nbs/pictures/26_sources.ipynb #90e40a98
 def _split_camel(name:str)->str:
@@ -424,6 +448,7 @@ def _such_as(names:Iterable, most:int=3)->str:
 def name_classes(
     pools:Sequence, # Pools or tasks whose classes are named after folders
     table:dict, # Folder name -> words, from `read_classnames`
+    way_out:str=_way_out, # How other words are given, for the message
 )->list: # The same under names of words
     "Give all classes names of words; warn of names that were split, cut, or say nothing"
     named = [rename_classes(p, table) for p in pools]
@@ -431,11 +456,11 @@ def name_classes(
     own = {a: b for a,b in pairs if a not in table}
     cut = [f'{a!r} to {b!r}' for a,b in own.items() if ',' in a and ',' not in b]
     split = [f'{a!r} into {b!r}' for a,b in own.items() if ',' not in a and b!=clean_name(a)]
-    if cut: warnings.warn(f'{len(cut)} of {len(own)} class names are cut at a comma, {_such_as(cut)}; {_way_out}')
-    if split: warnings.warn(f'{len(split)} of {len(own)} class names are split at capitals, {_such_as(split)}; {_way_out}')
+    if cut: warnings.warn(f'{len(cut)} of {len(own)} class names are cut at a comma, {_such_as(cut)}; {way_out}')
+    if split: warnings.warn(f'{len(split)} of {len(own)} class names are split at capitals, {_such_as(split)}; {way_out}')
     numbered = {c for q in named if all(_numbered.match(c) for c in q.classnames) for c in q.classnames}
     ids = [repr(c) for c in dict.fromkeys(b for _,b in pairs) if _id.fullmatch(c) or c in numbered]
-    if ids: warnings.warn(f'{len(ids)} class names are numbers or ids, which say nothing to a model, such as {_such_as(ids)}; {_way_out}')
+    if ids: warnings.warn(f'{len(ids)} class names are numbers or ids, which say nothing to a model, such as {_such_as(ids)}; {way_out}')
     return named
 
 # %% ../../nbs/pictures/26_sources.ipynb #352fd77a
