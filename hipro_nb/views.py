@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['crop_box', 'View', 'view_tower', 'encode_views', 'known_hash', 'Leak', 'find_leaks', 'Twin', 'find_twins',
-           'warn_of_leaks', 'encoding_speed']
+           'warn_of_leaks', 'own_cores', 'encoding_speed']
 
 # %% ../nbs/pictures/24_views.ipynb #2119115a
 import hashlib, json, math, os, shutil, time, warnings
@@ -253,15 +253,19 @@ def prune(self:FeatureStore,
     return sorted(p.relative_to(self.dir).as_posix() for p in gone)
 
 # %% ../nbs/pictures/24_views.ipynb #7fcf4c79
+def own_cores()->int: # At least 1
+    "Cores that this process may use"
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
 def encoding_speed(
     clip:FrozenCLIP, # The tower
     images:Sequence, # Images, encoded afresh
     **kwargs, # For `FeatureStore.features`
 )->dict: # Images, seconds, images a second, share of the cores in use
-    "Encode images without a store, and measure."
+    "Encode images without a store, and measure"
     wall, cpu = time.perf_counter(), time.process_time()
     x = FeatureStore().features(clip, images, progress=False, **kwargs)
-    wall, cpu = time.perf_counter()-wall, time.process_time()-cpu
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return dict(images=len(x), seconds=round(wall, 3), images_per_second=round(len(x) / wall, 1), cores=cores,
-                busy=round(cpu / wall / cores, 3))
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    speed, cores = len(x) / wall, own_cores()
+    shares = dict(cores=cores, busy=round(cpu / wall / cores, 3))
+    return dict(images=len(x), seconds=round(wall, 3), images_per_second=round(speed, 1)) | shares
