@@ -873,13 +873,16 @@ def contact_sheet(
 )->Image.Image: # The sheet
     "The first training images of each class of `task`, one row a class in the order of `task.classnames`."
     if task.is_encoded: raise BadData(f'task {_shown(task.name)} holds features: expected images')
-    if min(rows, cols, size)<1: raise BadData(f'rows={rows}, cols={cols}, size={size}: expected at least 1 of each')
+    if min(rows, cols, size) < 1:
+        raise BadData(f'rows={rows}, cols={cols}, size={size}: expected at least 1 of each')
     rows = min(rows, task.n_classes)
     wide, high = cols*(size+2)-2, rows*(size+2)-2
-    if wide*high>1<<28: raise BadData(f'a contact sheet of {wide:,} x {high:,} pixels: expected at most {1<<28:,}')
+    if wide * high > 1 << 28:
+        raise BadData(f'a contact sheet of {wide:,} x {high:,} pixels: expected at most {1<<28:,}')
     shown = [i for k in range(rows) for i in (task.train.labels==k).nonzero()[:cols,0].tolist()]
     if bad:=bad_images([task.train.images[i] for i in shown], False):
-        names = [str(o) if _is_file(o) else f'image {i}' for i,o in ((i, task.train.images[i]) for i in shown)]
+        names = [
+            str(o) if _is_file(o) else f'image {i}' for i, o in ((i, task.train.images[i]) for i in shown)]
         _refuse_bad(names, bad, f' of task {_shown(task.name)}')
     sheet = Image.new('RGB', (wide, high), 'white')
     for k in range(rows):
@@ -918,7 +921,7 @@ def _folders(folder: Path) -> dict:
     return {
         unicodedata.normalize('NFC', p.name): p for p in _visible(folder) if p.is_dir() and not _is_loop(p)}
 
-
+# %% ../nbs/paper/01_data.ipynb #709369ce
 def _check_links(folder:Path)->None:
     "A link to nothing among folders: a task or a class that would be missed without a word"
     for p in _visible(folder):
@@ -1017,7 +1020,8 @@ def _scan(path:Path)->dict:
 
 # %% ../nbs/paper/01_data.ipynb #91ad2fdf
 def _left_out(path:Path, found:dict)->dict:
-    "Files by what became of them: taken for their content, others in class folders, pictures beside them, loops"
+    """Files by what became of them: taken for their content, others in class folders, pictures beside them,
+    loops"""
     taken = {p for parts in found.values() for cs in parts.values() for ps in cs.values() for p in ps}
     classes, out = {p.parent for p in taken}, dict(bare=[], others=[], beside=[], loops=[])
     above = {q for p in classes for q in p.parents if q==path or path in q.parents}
@@ -1055,7 +1059,8 @@ def scan_tasks(
     try:
         found = _scan(path)
         _say_left_out(path, found)
-    except OSError as e: raise BadData(f'cannot read {e.filename or path}: {e.strerror or e}; {_layouts}') from e
+    except OSError as e:
+        raise BadData(f'cannot read {e.filename or path}: {e.strerror or e}; {_layouts}') from e
     return found
 
 # %% ../nbs/paper/01_data.ipynb #5d0119dc
@@ -1102,7 +1107,10 @@ def _say_repeats(lists:dict, is_drawn:bool)->None:
     if not twice: return
     tasks = '; '.join(f'{_shown(t)}, {len(lists[t])} entries of {len(set(lists[t]))} images, as {_shown(o)}'
                       for t,o in twice.items())
-    then = 'images are drawn from it as if each were named once' if is_drawn else 'an image is trained on as often as it is named'
+    then = (
+        'images are drawn from it as if each were named once'
+        if is_drawn
+        else 'an image is trained on as often as it is named')
     warnings.warn(f'the train list names images more than once, {tasks}: {then}')
 
 # %% ../nbs/paper/01_data.ipynb #1af3565a

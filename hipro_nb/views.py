@@ -129,10 +129,12 @@ class Leak:
             f' ({len(self.places)} copies)' if len(self.places) > 2 else '')
 
 def _copies(tasks:Sequence, progress:bool)->list:
-    "For each picture of several places, the `(task, part, position, name)` of each, in the order of the tasks"
+    """For each picture of several places, the `(task, part, position, name)` of each, in the order of the
+    tasks"""
     items = []
     for t in tasks:
-        for k,p in () if t.is_encoded else t.parts.items(): items += [(t.name, k, i, p.images[i]) for i in range(len(p))]
+        for k, p in () if t.is_encoded else t.parts.items():
+            items += [(t.name, k, i, p.images[i]) for i in range(len(p))]
     at = {}
     with ThreadPoolExecutor(_threads()) as pool:
         hashes = _in_order(pool, known_hash, (o[-1] for o in items), 64)
@@ -162,7 +164,10 @@ class Twin:
     def __str__(self):
         more = f' ({len(self.places)} copies)' if len(self.places)>2 else ''
         shown = {c: n for (*_, n),c in zip(reversed(self.places), reversed(self.classes))}
-        pair = [f'{n} as {c!r}' for c,n in reversed(shown.items())] if self.is_contradiction else [o[3] for o in self.places]
+        pair = (
+            [f'{n} as {c!r}' for c, n in reversed(shown.items())]
+            if self.is_contradiction
+            else [o[3] for o in self.places])
         return f'{self.places[0][0]}, ' + ' = '.join(pair[:2]) + more
     @property
     def is_contradiction(self)->bool:
@@ -190,7 +195,8 @@ def warn_of_leaks(
     tasks:Sequence, # Tasks of images
     progress:bool=True, # Show a progress bar on a terminal
 )->bool: # Were there pictures in training and in test images?
-    "Warn of pictures that are in training and in test images, under two classes, or twice in a class, one by name"
+    """Warn of pictures that are in training and in test images, under two classes, or twice in a class, one
+    by name"""
     copies = _copies(tasks, progress)
     leaks, twins = _leaks(copies), _twins(copies, tasks)
     wrong, twice = ([o for o in twins if o.is_contradiction==k] for k in (True, False))

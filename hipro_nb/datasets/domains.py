@@ -226,7 +226,8 @@ def scan_folder(
     pools = []
     for name,parts in found.items():
         names = sorted(set().union(*parts.values()))
-        pools.append(Pool(name, names, {k: to_split({c: cs.get(c, ()) for c in names}) for k,cs in parts.items()}))
+        pools.append(
+            Pool(name, names, {k: to_split({c: cs.get(c, ()) for c in names}) for k, cs in parts.items()}))
     return name_classes(pools, table)
 
 image_folder = DataSet(

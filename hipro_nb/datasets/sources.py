@@ -347,7 +347,8 @@ def check_present(
 
 # %% ../../nbs/pictures/26_sources.ipynb #2d80b564
 def _once_more(pool:Pool)->dict:
-    "Images of a pool by what its lists do with them: named twice in a part, in train and test, under two classes"
+    """Images of a pool by what its lists do with them: named twice in a part, in train and test, under two
+    classes"""
     listed = [(o, k, int(y)) for k,p in pool.parts.items() if isinstance(p.images, tuple)
               for o,y in zip(p.images, p.labels) if isinstance(o, (str, Path))]
     parts, classes = {}, {}
@@ -364,11 +365,14 @@ def check_lists(
     "Warn of images that a list names twice, for training and for the test, or under two classes"
     found = {}
     for p in pools:
-        for what,images in _once_more(p).items(): found.setdefault(what, []).extend((p.name, o) for o in images)
+        for what, images in _once_more(p).items():
+            found.setdefault(what, []).extend((p.name, o) for o in images)
     for what,images in found.items():
         if not images: continue
         name, path = images[0]
-        warnings.warn(f'{len(images)} images are listed {what}, such as {Path(path).name!r} of task {name!r}: they stay, as the lists have it')
+        warnings.warn(
+            f'{len(images)} images are listed {what}, such as {Path(path).name!r} of task {name!r}: they'
+            ' stay, as the lists have it')
 
 # %% ../../nbs/pictures/26_sources.ipynb #90e40a98
 def _split_camel(name:str)->str:
@@ -436,7 +440,9 @@ def check_table(
             " expected a folder's name as it is written, a tab, its words")
 
 # %% ../../nbs/pictures/26_sources.ipynb #aa9ce0d8
-_way_out = "for other words, write them into classnames.txt beside the tasks, a line for each: the folder's name, a tab, the words"
+_way_out = (
+    "for other words, write them into classnames.txt beside the tasks, a line for each: the folder's name, a"
+    " tab, the words")
 _id = re.compile(r'n\d{8}|\d+|(class|cls|label|id)[ _-]?\d+', re.I)
 _numbered = re.compile(r'\d+[.\s_-]+[^\W\d]')
 
@@ -456,11 +462,17 @@ def name_classes(
     own = {a: b for a,b in pairs if a not in table}
     cut = [f'{a!r} to {b!r}' for a,b in own.items() if ',' in a and ',' not in b]
     split = [f'{a!r} into {b!r}' for a,b in own.items() if ',' not in a and b!=clean_name(a)]
-    if cut: warnings.warn(f'{len(cut)} of {len(own)} class names are cut at a comma, {_such_as(cut)}; {way_out}')
-    if split: warnings.warn(f'{len(split)} of {len(own)} class names are split at capitals, {_such_as(split)}; {way_out}')
+    if cut:
+        warnings.warn(f'{len(cut)} of {len(own)} class names are cut at a comma, {_such_as(cut)}; {way_out}')
+    if split:
+        warnings.warn(
+            f'{len(split)} of {len(own)} class names are split at capitals, {_such_as(split)}; {way_out}')
     numbered = {c for q in named if all(_numbered.match(c) for c in q.classnames) for c in q.classnames}
     ids = [repr(c) for c in dict.fromkeys(b for _,b in pairs) if _id.fullmatch(c) or c in numbered]
-    if ids: warnings.warn(f'{len(ids)} class names are numbers or ids, which say nothing to a model, such as {_such_as(ids)}; {way_out}')
+    if ids:
+        warnings.warn(
+            f'{len(ids)} class names are numbers or ids, which say nothing to a model, such as'
+            f' {_such_as(ids)}; {way_out}')
     return named
 
 # %% ../../nbs/pictures/26_sources.ipynb #352fd77a

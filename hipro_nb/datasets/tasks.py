@@ -14,8 +14,9 @@ from pathlib import Path
 
 # %% ../../nbs/pictures/31_tasks.ipynb #edbf36ce
 from ..data import BadData, bad_images
-from .sources import (DataSet, Pool, Protocol, check_class_names, check_counts, check_lists, draw_task,
-                                       find_dataset, list_datasets, read_protocol, register_dataset)
+from .sources import (DataSet, Pool, Protocol, check_class_names, check_counts, check_lists,
+                                       draw_task, find_dataset, list_datasets, read_protocol,
+                                       register_dataset)
 from .fetch import fetch_all
 from .domains import (domainnet, image_folder, minidomainnet, office_caltech10, office_home,
                                        pacs)

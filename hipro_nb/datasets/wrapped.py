@@ -162,7 +162,8 @@ def from_torchvision(
     first = next(iter(parts.values()))
     names = classnames or getattr(first, 'classes', None)
     if not names: raise BadData(f'{type(first).__name__} has no class names: expected `classnames`')
-    return _worded(Pool(name, [str(c) for c in names], {k: _items(d) for k,d in parts.items()}), bool(classnames))
+    return _worded(
+        Pool(name, [str(c) for c in names], {k: _items(d) for k, d in parts.items()}), bool(classnames))
 
 # %% ../../nbs/pictures/29_wrapped.ipynb #4bf65b7e
 def scan_torchvision(
