@@ -531,8 +531,9 @@ def save_figures(
 )->None:
     "Heat map and tree of a run"
     ax = plot_affinity(affinity, names, tree=tree)
-    write_atomic(
-        folder / 'affinity.png', lambda f: ax.figure.savefig(f, dpi=100, bbox_inches='tight', format='png'))
+    # the same bytes again
+    look = dict(dpi=100, bbox_inches='tight', format='png', metadata=dict(Software=None))
+    write_atomic(folder/'affinity.png', partial(ax.figure.savefig, **look))
     plt.close(ax.figure)
     write_atomic(folder/'tree.svg', tree.to_svg(names))
 
@@ -698,9 +699,9 @@ def seed_record(
     record:dict, # Of the run, as `run_record` has it
     seed:int, # The seed
     tasks:Sequence, # Its tasks
-)->dict: # `seed`, `settings`, `clip`, `files` and `data`
+)->dict: # `seed`, `settings`, `clip`, `files` and `data`, in the order in which they are compared
     "What the files of a seed say of themselves"
-    return dict(seed=seed, data=tasks_digest(tasks), **{k: record[k] for k in ('settings', 'clip', 'files')})
+    return dict(seed=seed, **{k: record[k] for k in ('settings', 'clip', 'files')}, data=tasks_digest(tasks))
 
 # %% ../nbs/running/70_cli.ipynb #f3d24940
 def summary(
