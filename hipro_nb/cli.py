@@ -36,7 +36,8 @@ from .data import BadData, FeatureStore, Features, FrozenCLIP, Task, _refuse_bad
 from .mini import MINI_TRAIN, mini_clip, mini_tasks
 from .clip import PromptTower, bench_tower, is_faster, load_clip
 from .tree import TaskTree, balanced_tree, plot_affinity
-from .train import NonFiniteLoss, TrainConfig, affinity_overhead, class_index, first_difference
+from .loop import NonFiniteLoss, first_difference
+from .train import TrainConfig, affinity_overhead, class_index
 from .views import encode_views, known_hash, warn_of_leaks
 from .datasets import list_datasets, load_tasks
 from .datasets.sources import check_class_names, check_table, read_classnames, rename_classes

@@ -20,7 +20,8 @@ from ..clip import load_clip
 from ..data import BadData, FeatureStore, FrozenCLIP, encode_tasks, load_image_folder, write_atomic
 from ..hipro import Interval, Result, run_facts
 from ..mini import MINI_TRAIN, SETTINGS, mini_clip, mini_tasks
-from ..train import TrainConfig, first_difference
+from ..loop import first_difference
+from ..train import TrainConfig
 from ..tree import TaskTree
 
 # %% ../../nbs/studies/82_reports.ipynb #99199a78
