@@ -170,11 +170,11 @@ class Trainer:
         config:TrainConfig, # Settings
         plan:BatchPlan, # Batches of an epoch
         losses:Tensor, # Zeros, in the shape and place of what a step notes
-        **watchers, # What has a part in the state, by name: has `state_dict` and `load_state_dict`, or is None
+        *watchers:str, # Attributes that have a part in the state: have `state_dict` and `load_state_dict`, or are None
     ):
         self.config, self.plan, self.total_steps = config, plan, config.epochs * plan.steps
         self.step, self.clean, self.loss_sum, self.history, self._order = 0, True, losses, [], (None, None)
-        self.watchers = {k: w for k, w in watchers.items() if w is not None}
+        self.watchers = watchers
 
 @patch(as_prop=True)
 def lr(self:Trainer)->float: # Learning rate
@@ -204,12 +204,18 @@ def note(self:Trainer,
         self.loss_sum = self.loss_sum * 0
 
 @patch
+def _watching(self:Trainer)->dict:
+    "What watches the run, by name"
+    return {name: getattr(self, name) for name in self.watchers if getattr(self, name) is not None}
+
+@patch
 def state(self:Trainer)->dict: # Tensors by name
     "What the next step depends on, as far as it is the same for all trainers"
     history = torch.stack(self.history) if self.history else self.loss_sum.new_zeros(0, *self.loss_sum.shape)
-    seen = {f'{name}.{k}': v for name, w in self.watchers.items() for k, v in w.state_dict().items()}
+    seen = {f'{name}.{k}': v for name, w in self._watching().items() for k, v in w.state_dict().items()}
     return seen | dict(loss_sum=self.loss_sum, history=history)
 
+# %% ../nbs/paper/06_train.ipynb #4c9d3c81
 def below(
     state:dict, # Tensors by name
     name:str, # Where they are looked for
@@ -223,7 +229,7 @@ def load_state(self:Trainer,
 ):
     "Go on from `state`"
     self.loss_sum, self.history = state['loss_sum'].to(self.loss_sum), list(state['history'])
-    for name, w in self.watchers.items(): w.load_state_dict(below(state, name))
+    for name, w in self._watching().items(): w.load_state_dict(below(state, name))
 
 # %% ../nbs/paper/06_train.ipynb #01f72389
 @patch
@@ -272,7 +278,7 @@ class PromptTrainer(Trainer):
         self.rows_seen = {}
         self._place_data()
         self._place_prompts()
-        super().__init__(config, self.plan, self.log_scale * 0, meter=meter, combine=combine)
+        super().__init__(config, self.plan, self.log_scale * 0, 'meter', 'combine')
 
     def __repr__(self): return f"PromptTrainer({len(self.groups)} nodes, {len(self.tasks)} tasks, step {self.step} of {self.total_steps})"
 

@@ -184,7 +184,7 @@ class ParameterTrainer(Trainer):
         self.loss, self.tasks, self.config, self.groups, self.more, self.watch = loss, tasks, config, groups, identity or {}, watch
         self.member = member_mask(groups, len(tasks))
         plan = BatchPlan([len(t.train) for t in tasks], config.batch_size, config.seed, config.per_task_batch)
-        super().__init__(config, plan, self._place(models), watch=watch)
+        super().__init__(config, plan, self._place(models), 'watch')
 
 # %% ../../nbs/methods/40_coop.ipynb #823f6382
 @patch
