@@ -72,27 +72,43 @@ def _folder(model:str)->Path|None:
     elif model in open_clip.list_models() or model.startswith('hf-hub:'): return None
     elif Path(model).is_dir(): path = Path(model)
     else:
-        near = difflib.get_close_matches(model, open_clip.list_models(), 3, .4)
-        if Path(model).is_file(): raise BadData(f'model {model!r} is a file: give weights as pretrained, and as model the name of their architecture')
-        if not near: raise BadData(f'model {model!r}: neither a name that open_clip knows nor a folder that is there; a folder may have been moved')
-        raise BadData(f'model {model!r}: neither a name that open_clip knows nor a folder; near names: {", ".join(near)}')
-    if not (path/'open_clip_config.json').is_file(): raise BadData(f'model folder {str(path)!r}: no open_clip_config.json; expected one, beside the weights')
-    if not any(p.suffix in ('.safetensors','.bin','.pth') for p in path.iterdir()): raise BadData(f'model folder {str(path)!r}: no weights; expected open_clip_model.safetensors')
+        near = difflib.get_close_matches(model, open_clip.list_models(), 3, 0.4)
+        if Path(model).is_file():
+            raise BadData(
+                f'model {model!r} is a file: give weights as pretrained, and as model the name of their'
+                ' architecture')
+        if not near:
+            raise BadData(
+                f'model {model!r}: neither a name that open_clip knows nor a folder that is there; a folder'
+                ' may have been moved')
+        raise BadData(
+            f'model {model!r}: neither a name that open_clip knows nor a folder; near names:'
+            f' {", ".join(near)}')
+    if not (path / 'open_clip_config.json').is_file():
+        raise BadData(
+            f'model folder {str(path)!r}: no open_clip_config.json; expected one, beside the weights')
+    if not any(p.suffix in ('.safetensors', '.bin', '.pth') for p in path.iterdir()):
+        raise BadData(f'model folder {str(path)!r}: no weights; expected open_clip_model.safetensors')
     return path
 
 # %% ../nbs/paper/02_clip.ipynb #a2aa5a60
-def _other_gelu(model:str)->str: return model.removesuffix('-quickgelu') if model.endswith('-quickgelu') else f'{model}-quickgelu'
+def _other_gelu(model: str) -> str:
+    return model.removesuffix('-quickgelu') if model.endswith('-quickgelu') else f'{model}-quickgelu'
+
 
 def _check_gelu(model:str, quick:bool, source:str)->None:
     has = bool(open_clip.get_model_config(model).get('quick_gelu', False))
     if has==quick: return
     kind,other = ('QuickGELU' if quick else 'GELU'),_other_gelu(model)
     hint = f'use {other!r}' if other in open_clip.list_models() else f'open_clip has no {other!r}'
-    raise BadData(f'model {model!r}: {source} was trained with {kind}, which this architecture does not use; {hint}')
+    raise BadData(
+        f'model {model!r}: {source} was trained with {kind}, which this architecture does not use; {hint}')
 
 # %% ../nbs/paper/02_clip.ipynb #30dc12b5
 class _Node: "An object in an archive: attributes, and nothing that could run."
-_dtypes = dict(Float=torch.float32, Half=torch.float16, BFloat16=torch.bfloat16, Double=torch.float64, Long=torch.int64, Int=torch.int32, Short=torch.int16, Char=torch.int8, Byte=torch.uint8, Bool=torch.bool)
+_dtypes = dict(Float=torch.float32, Half=torch.float16, BFloat16=torch.bfloat16, Double=torch.float64,
+               Long=torch.int64, Int=torch.int32, Short=torch.int16, Char=torch.int8, Byte=torch.uint8,
+               Bool=torch.bool)
 
 class _Archive(pickle.Unpickler):
     "Reads the objects of a TorchScript archive without its program; refuses all other classes."
@@ -102,8 +118,10 @@ class _Archive(pickle.Unpickler):
     def find_class(self, module:str, name:str):
         "What a class of the archive becomes here; `UnpicklingError` for any but tensors and their containers"
         if module.split('.')[0]=='__torch__': return _Node
-        if module=='torch' and name.removesuffix('Storage') in _dtypes: return _dtypes[name.removesuffix('Storage')]
-        if (module,name)==('torch._utils','_rebuild_tensor_v2'): return lambda s,offset,size,stride,*_: s.as_strided(size, stride, offset)
+        if module == 'torch' and name.removesuffix('Storage') in _dtypes:
+            return _dtypes[name.removesuffix('Storage')]
+        if (module, name) == ('torch._utils', '_rebuild_tensor_v2'):
+            return lambda s, offset, size, stride, *_: s.as_strided(size, stride, offset)
         if (module,name)==('collections','OrderedDict'): return dict
         if module=='torch.jit._pickle': return lambda o,*_: o
         raise pickle.UnpicklingError(f'{module}.{name} is no tensor')
@@ -130,14 +148,17 @@ def _is_jit(path:Path)->bool:
 def _read_weights(path:Path)->tuple[dict,bool]:
     "The tensors in a file, and whether it is in OpenAI's format."
     try:
-        if path.suffix=='.safetensors': sd = load_file(path)
-        elif _is_jit(path): sd = _archived(path)
+        if path.suffix=='.safetensors':sd = load_file(path)
+        elif _is_jit(path):sd = _archived(path)
         else: sd = torch.load(path, map_location='cpu', weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as e:
-        raise BadData(f'weights {str(path)!r}: not readable as safetensors, TorchScript or a plain state dict ({str(e).splitlines()[0][:100] if str(e) else type(e).__name__})') from e
+        raise BadData(
+            f'weights {str(path)!r}: not readable as safetensors, TorchScript or a plain state dict'
+            f' ({str(e).splitlines()[0][:100] if str(e) else type(e).__name__})') from e
     sd = sd.get('state_dict', sd)
     sd = {k.removeprefix('module.'):v for k,v in sd.items()}
-    return {k:v for k,v in sd.items() if k not in (*_openai_keys,'attn_mask')},any(k in sd for k in _openai_keys)
+    return {k: v for k, v in sd.items() if k not in (*_openai_keys, 'attn_mask')}, any(
+        k in sd for k in _openai_keys)
 
 # %% ../nbs/paper/02_clip.ipynb #fabb8b86
 def _load_file(model:nn.Module, name:str, path:Path)->None:
@@ -155,24 +176,32 @@ def _load_file(model:nn.Module, name:str, path:Path)->None:
 def _source(model:str, pretrained:str|None)->tuple[str|None,Path|None]:
     "`pretrained` as a tag or as a file, checked before anything is built or fetched."
     if not pretrained: return None,None
-    if pretrained in list_pretrained_tags_by_model(model) or pretrained in list_pretrained_tags_by_model(_other_gelu(model)):
+    if pretrained in list_pretrained_tags_by_model(model) or pretrained in list_pretrained_tags_by_model(
+        _other_gelu(model)):
         cfg = get_pretrained_cfg(model, pretrained) or get_pretrained_cfg(_other_gelu(model), pretrained)
         _check_gelu(model, bool(cfg.get('quick_gelu', False)), f'tag {pretrained!r}')
-        return pretrained,None
+        return pretrained, None
     if Path(pretrained).is_file(): return None,Path(pretrained)
-    raise BadData(f'pretrained {pretrained!r}: neither a file nor a tag of model {model!r}; its tags: {", ".join(list_pretrained_tags_by_model(model)) or "none"}')
+    raise BadData(
+        f'pretrained {pretrained!r}: neither a file nor a tag of model {model!r}; its tags:'
+        f' {", ".join(list_pretrained_tags_by_model(model)) or "none"}')
 
 # %% ../nbs/paper/02_clip.ipynb #97411012
 def _check_offline(model:str, tag:str|None)->None:
     "Refuse an architecture whose text tower or tokenizer would have to be fetched though no tag was named."
     text = open_clip.get_model_config(model)['text_cfg']
     for k in ('hf_model_name','hf_tokenizer_name'):
-        if text.get(k) and not tag: raise BadData(f'model {model!r}: its {k} {text[k]!r} would be fetched from the network; name one of its pretrained tags to allow that')
+        if text.get(k) and not tag:
+            raise BadData(
+                f'model {model!r}: its {k} {text[k]!r} would be fetched from the network; name one of its'
+                ' pretrained tags to allow that')
 
 def _unfetched(e:Exception, who:str)->BadData:
     "What to do where weights or a tokenizer could not be had; the reason is that of the innermost exception."
     while e.__cause__ or e.__context__: e = e.__cause__ or e.__context__
-    return BadData(f'{who}: cannot be fetched or read ({" ".join(str(e).split())[:200]}); expected a network the first time, or a file of weights as `pretrained`')
+    return BadData(
+        f'{who}: cannot be fetched or read ({" ".join(str(e).split())[:200]}); expected a network the first'
+        ' time, or a file of weights as `pretrained`')
 
 def _beside(path:Path|None)->dict:
     "Preprocessing that a configuration beside a file of weights asks for."
@@ -182,26 +211,40 @@ def _beside(path:Path|None)->dict:
 
 # %% ../nbs/paper/02_clip.ipynb #c9b78df5
 def load_clip(
-    model:str, # A name of open_clip's (`'RN50-quickgelu'`), or a folder with open_clip_config.json and weights
+    # A name of open_clip's (`'RN50-quickgelu'`), or a folder with open_clip_config.json and weights
+    model:str,
     pretrained:str|None=None, # A tag of open_clip's, which may be fetched, or a file: open_clip's or OpenAI's format, safetensors; random weights if None
     device:str|torch.device='cpu', # Where the model goes
 )->FrozenCLIP: # Frozen and in eval mode, with its tokenizer and its preprocessing
-    "A CLIP model from open_clip's zoo, a file or a folder; raises `BadData` for names, files and activations that do not belong together."
+    """A CLIP model from open_clip's zoo, a file or a folder; raises `BadData` for names, files and
+    activations that do not belong together."""
     folder = _folder(model)
-    if folder and pretrained: raise BadData(f'model folder {str(folder)!r}: has its own weights; expected no `pretrained`, got {pretrained!r}')
+    if folder and pretrained:
+        raise BadData(
+            f'model folder {str(folder)!r}: has its own weights; expected no `pretrained`, got {pretrained!r}'
+        )
     where = f'local-dir:{folder}' if folder else model
     tag,file = (None,None) if folder or model.startswith('hf-hub:') else _source(model, pretrained)
     if not model.startswith('hf-hub:'): _check_offline(where, tag)
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        try: tokenizer,net = open_clip.get_tokenizer(where),open_clip.create_model(where, tag, pretrained_text=False, force_preprocess_cfg=_beside(file))
-        except ImportError as e: raise BadData(f'model {model!r}: its tokenizer or a tower needs a package that is not installed: {e}; for Hugging Face models, pip install transformers') from e
+        try:
+            tokenizer, net = open_clip.get_tokenizer(where), open_clip.create_model(
+                where, tag, pretrained_text=False, force_preprocess_cfg=_beside(file))
+        except ImportError as e:
+            raise BadData(
+                f'model {model!r}: its tokenizer or a tower needs a package that is not installed: {e}; for'
+                ' Hugging Face models, pip install transformers') from e
         except (OSError, RuntimeError) as e:
             who = f'model {model!r}' + (f', weights {tag!r}' if tag else '')
-            raise _unfetched(e, who) if isinstance(e, OSError) or 'ownload' in str(e) else BadData(f'{who}: {str(e)[:300]}') from e
+            raise (
+                _unfetched(e, who)
+                if isinstance(e, OSError) or 'ownload' in str(e)
+                else BadData(f'{who}: {str(e)[:300]}')) from e
     if file: _load_file(net, model, file)
     preprocess = image_transform_v2(PreprocessCfg(**net.visual.preprocess_cfg), is_train=False)
-    return FrozenCLIP(_as_clip(net).to(device), tokenizer, preprocess, folder.resolve().name if folder else model)
+    return FrozenCLIP(
+        _as_clip(net).to(device), tokenizer, preprocess, folder.resolve().name if folder else model)
 
 # %% ../nbs/paper/02_clip.ipynb #6e345dd8
 def _strip(ids:list[int], pad:int)->list[int]:
@@ -218,14 +261,17 @@ def _frame(tokenizer)->tuple[list[int],list[int],int]:
 
 # %% ../nbs/paper/02_clip.ipynb #8db80f73
 class ClassTokens:
-    "Token ids of the prompts `start, context, name, full stop, end` of all classes, and the places of the context."
+    """Token ids of the prompts `start, context, name, full stop, end` of all classes, and the places of the
+    context."""
     def __init__(self,
         clip:FrozenCLIP, # Its tokenizer and its context length are used
         classnames:Sequence[str], # K names; underscores are read as spaces
         n_ctx:int=16, # Context tokens, T
-        position:str='end', # Where the name stands: at the `end`, in the `middle` or in `front` of the context
+        # Where the name stands: at the `end`, in the `middle` or in `front` of the context
+        position:str='end',
     ):
-        if position not in ('end','middle','front'): raise ValueError(f"position {position!r}: expected 'end', 'middle' or 'front'")
+        if position not in ('end', 'middle', 'front'):
+            raise ValueError(f"position {position!r}: expected 'end', 'middle' or 'front'")
         if n_ctx<1: raise ValueError(f'n_ctx {n_ctx}: expected at least one context token')
         self.classnames,self.n_ctx,self.position = tuple(classnames),n_ctx,position
         self.context_length = clip.tokenizer(['']).shape[1]
@@ -247,9 +293,15 @@ def _names(self:ClassTokens, tokenizer, texts:list[str])->list[list[int]]:
 @patch
 def _own(self:ClassTokens, name:str, full:list[int], bare:list[int])->list[int]:
     "What follows the shared tokens: the name's ids, the end's first, and -1 where a context token stands."
-    shown,room = repr(name if len(name)<=60 else f'{name[:60]}... ({len(name)} characters)'),self.context_length-len(self.start)-len(self.end)-self.n_ctx
+    shown, room = (repr(name if len(name) <= 60 else f'{name[:60]}... ({len(name)} characters)'),
+                   self.context_length - len(self.start) - len(self.end) - self.n_ctx)
     if not bare: raise BadData(f'class {shown}: no tokens; expected a name with a letter or a sign in it')
-    if len(full)>room: raise BadData(f'class {shown}: {"at least " if len(full)+len(self.start)+len(self.end)>=self.context_length else ""}{len(full)} tokens with the full stop, but {self.n_ctx} context tokens leave room for {max(room,0)} of the context length {self.context_length}')
+    if len(full) > room:
+        raise BadData(
+            f'class {shown}:'
+            f' {"at least " if len(full)+len(self.start)+len(self.end)>=self.context_length else ""}{len(full)}'
+            f' tokens with the full stop, but {self.n_ctx} context tokens leave room for {max(room,0)} of the'
+            f' context length {self.context_length}')
     n = 0 if self.position=='end' else len(bare)
     return full[:n] + [-1]*(self.n_ctx-self.n_shared) + full[n:] + self.end[:1]
 
@@ -289,9 +341,11 @@ class _Layer(nn.Module):
         self.eps = block.ln_1.eps,block.ln_2.eps
         g1,g2 = (getattr(ls, 'gamma', a.in_proj_bias.new_ones(w)) for ls in (block.ls_1,block.ls_2))
         scale = torch.cat([g1.new_full((w,), (w//a.num_heads)**-.5), g1.new_ones(2*w)])
-        parts = dict(g1=block.ln_1.weight, b1=block.ln_1.bias, w_in=a.in_proj_weight*scale[:,None], b_in=a.in_proj_bias*scale,
-            w_out=a.out_proj.weight*g1[:,None], b_out=a.out_proj.bias*g1, g2=block.ln_2.weight, b2=block.ln_2.bias,
-            w_fc=m.c_fc.weight*c, b_fc=m.c_fc.bias*c, w_proj=m.c_proj.weight*(g2[:,None]/c), b_proj=m.c_proj.bias*g2)
+        parts = dict(g1=block.ln_1.weight, b1=block.ln_1.bias, w_in=a.in_proj_weight * scale[:, None],
+                     b_in=a.in_proj_bias * scale, w_out=a.out_proj.weight * g1[:, None],
+                     b_out=a.out_proj.bias * g1, g2=block.ln_2.weight, b2=block.ln_2.bias,
+                     w_fc=m.c_fc.weight * c, b_fc=m.c_fc.bias * c, w_proj=m.c_proj.weight * (g2[:, None] / c),
+                     b_proj=m.c_proj.bias * g2)
         for k,v in parts.items(): self.register_buffer(k, v.detach().to(dtype), persistent=False)
     def norm(self,
         x:Tensor, # What enters the block
@@ -327,7 +381,8 @@ class _Table:
 
 # %% ../nbs/paper/02_clip.ipynb #7f01b015
 def _table(node:Tensor, n_nodes:int, extra:int)->_Table:
-    "Lay out items that belong to prompts `node` in rows as long as wastes least; a row costs `extra` items more."
+    """Lay out items that belong to prompts `node` in rows as long as wastes least; a row costs `extra` items
+    more."""
     count = torch.bincount(node, minlength=n_nodes)
     sizes = {min(2**i, int(count.max())) for i in range(2, 20)}
     b = min(sizes, key=lambda b: (int((count+b-1).div(b, rounding_mode='floor').sum())*(b+extra), b))
@@ -345,13 +400,16 @@ def _obstacle(model:nn.Module, tokens:ClassTokens)->str:
     t = _text(model)
     if not isinstance(t, (CLIP, TextTransformer)): return f'a foreign text tower ({type(t).__name__})'
     blocks,mask = t.transformer.resblocks,t.attn_mask
-    if mask is None or not mask.equal(torch.full_like(mask, -math.inf).triu(1)): return 'attention is not causal'
+    if mask is None or not mask.equal(torch.full_like(mask, -math.inf).triu(1)):
+        return 'attention is not causal'
     if getattr(t, 'cls_emb', None) is not None: return 'a class token is appended'
-    if any(type(b) is not ResidualAttentionBlock or b.attn.in_proj_weight is None for b in blocks): return f'blocks are not plain ({type(blocks[0]).__name__})'
+    if any(type(b) is not ResidualAttentionBlock or b.attn.in_proj_weight is None for b in blocks):
+        return f'blocks are not plain ({type(blocks[0]).__name__})'
     pool,eos = (getattr(t, f'text_{k}', None) or getattr(t, k, None) for k in ('pool_type','eos_id'))
     rows = tokens.whole()[0]
     read = rows.argmax(1) if pool=='argmax' else (rows==eos).int().argmax(1) if pool=='eos' else None
-    if len(tokens.start)!=1 or read is None or not read.equal(tokens.last): return 'the feature is not read at the end token'
+    if len(tokens.start) != 1 or read is None or not read.equal(tokens.last):
+        return 'the feature is not read at the end token'
     return ''
 
 # %% ../nbs/paper/02_clip.ipynb #778b4991
@@ -389,7 +447,8 @@ class PromptTower(nn.Module):
         self.width,self.dtype = _embedding(clip.model).embedding_dim,dtype or clip.precision
         self.obstacle = 'asked for' if whole else _obstacle(clip.model, self.tokens)
         self._plans = {}
-        for k,v in zip(('ids','slots'), self.tokens.whole()): self.register_buffer(k, v.to(clip.device), persistent=False)
+        for k, v in zip(('ids', 'slots'), self.tokens.whole()):
+            self.register_buffer(k, v.to(clip.device), persistent=False)
         if not self.obstacle: self._freeze()
 
 # %% ../nbs/paper/02_clip.ipynb #ef1380c9
@@ -467,7 +526,8 @@ def _plan(self:PromptTower, node:Tensor, cls:Tensor, n_nodes:int)->_Plan:
     slot = (self.own_ids[token]<0).nonzero()[:,0]
     T2 = self.n_ctx-self.tokens.n_shared
     source = node[row[slot]]*T2 + torch.arange(len(slot))%max(T2, 1)
-    return _Plan(pair, groups, token, first+length-1, _table(node[row], n_nodes, extra), _table(node, n_nodes, extra), slot, source)
+    return _Plan(pair, groups, token, first + length - 1, _table(node[row], n_nodes, extra),
+                 _table(node, n_nodes, extra), slot, source)
 
 # %% ../nbs/paper/02_clip.ipynb #ed14ee3c
 @patch
@@ -477,7 +537,8 @@ def _chunks(self:PromptTower, node:Tensor, cls:Tensor, n_nodes:int, device)->lis
     if key not in self._plans:
         if len(self._plans)>=32: self._plans.pop(next(iter(self._plans)))
         size = self.chunk or max(len(node), 1)
-        self._plans[key] = [_move(self._plan(a, b, n_nodes), device) for a,b in zip(node.split(size), cls.split(size))]
+        self._plans[key] = [
+            _move(self._plan(a, b, n_nodes), device) for a, b in zip(node.split(size), cls.split(size))]
     return self._plans[key]
 
 # %% ../nbs/paper/02_clip.ipynb #a3268d12
@@ -502,39 +563,48 @@ def _prefix(self:PromptTower, ctx:Float[Tensor,'M T w'])->list[Tensor]:
 # %% ../nbs/paper/02_clip.ipynb #94a7627d
 @patch
 def _attend(self:PromptTower, q:Tensor, k:Tensor, v:Tensor, kp:Tensor, vp:Tensor, plan:_Plan, last:bool)->Tensor:
-    "Attention of own tokens to their prompt's shared keys and to one another; of the end tokens alone if `last`."
+    """Attention of own tokens to their prompt's shared keys and to one another; of the end tokens alone if
+    `last`."""
     q,k,v = (z.unflatten(-1, (self.heads,-1)) for z in (q,k,v))
     table,P = (plan.rows if last else plan.tokens),kp.shape[2]
     kp,vp = (z if len(table.node)==len(z) else z.index_select(0, table.node) for z in (kp,vp))
     shared = table.back(table.into(q)@kp.mT)
     sizes = [(1 if last else n)*r for n,r in plan.groups]
     prob,out = [],[]
-    for (n,r),qg,sg,kg,vg in zip(plan.groups, q.split(sizes), shared.split(sizes), *(z.split([n*r for n,r in plan.groups]) for z in (k,v))):
-        qg,sg,kg,vg = (z.unflatten(0, (r,-1)) for z in (qg,sg,kg,vg))
+    for (n, r), qg, sg, kg, vg in zip(plan.groups, q.split(sizes), shared.split(sizes),
+                                      *(z.split([n * r for n, r in plan.groups]) for z in (k, v))):
+        qg, sg, kg, vg = (z.unflatten(0, (r, -1)) for z in (qg, sg, kg, vg))
         own = _dots(qg, kg)
-        if not last: own = own.masked_fill(torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)[:,None], -math.inf)
+        if not last:
+            own = own.masked_fill(
+                torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)[:, None], -math.inf)
         p = _softmax(torch.cat([sg, own], -1))
-        prob.append(p[...,:P].flatten(0, 1)); out.append(_mix(p[...,P:], vg).flatten(0, 1))
+        prob.append(p[..., :P].flatten(0, 1))
+        out.append(_mix(p[..., P:], vg).flatten(0, 1))
     return (table.back(table.into(torch.cat(prob))@vp) + torch.cat(out)).flatten(1)
 
 # %% ../nbs/paper/02_clip.ipynb #9d9388e6
 @patch
 def _qkv(self:PromptTower, i:int, x:Tensor, plan:_Plan)->tuple[Tensor,Tensor,Tensor]:
-    "Queries, keys and values of the own tokens in layer `i`; in the last layer, queries of the end tokens only."
+    """Queries, keys and values of the own tokens in layer `i`; in the last layer, queries of the end tokens
+    only."""
     l,w,last = self.layers[i],self.width,i+1==len(self.layers)
     if i==0 and self.position=='end':
         q,k,v = self.qkv0.index_select(0, plan.token).split(w, -1)
         return (q.index_select(0, plan.end) if last else q),k,v
     h = l.norm(x)
     if not last: return F.linear(h, l.w_in, l.b_in).split(w, -1)
-    return F.linear(h.index_select(0, plan.end), l.w_in[:w], l.b_in[:w]),*F.linear(h, l.w_in[w:], l.b_in[w:]).split(w, -1)
+    return F.linear(h.index_select(0, plan.end), l.w_in[:w], l.b_in[:w]), *F.linear(
+        h, l.w_in[w:], l.b_in[w:]).split(w, -1)
 
 # %% ../nbs/paper/02_clip.ipynb #dd560572
 @patch
 def _rows(self:PromptTower, plan:_Plan, ctx:Tensor, *kv:Tensor)->Tensor:
     "Features of a plan's pairs, in the plan's order."
     x = self.x0.index_select(0, plan.token)
-    if len(plan.slot): x = x.index_add(0, plan.slot, ctx[:,self.tokens.n_shared:].flatten(0, 1).index_select(0, plan.source).to(x.dtype))
+    if len(plan.slot):
+        x = x.index_add(0, plan.slot,
+                        ctx[:, self.tokens.n_shared :].flatten(0, 1).index_select(0, plan.source).to(x.dtype))
     for i,l in enumerate(self.layers):
         last = i+1==len(self.layers)
         a = self._attend(*self._qkv(i, x, plan), kv[2*i], kv[2*i+1], plan, last)
@@ -548,18 +618,22 @@ def _whole(self:PromptTower, node:Tensor, cls:Tensor, ctx:Tensor)->Tensor:
     "Features of pairs through the model's own `encode_text`, the context put in after the embedding."
     where,fill = self.slots[cls][...,None].expand(-1, -1, self.width),ctx[node]
     own = self.clip.model.logit_scale.dtype
-    hook = _embedding(self.clip.model).register_forward_hook(lambda _,args,x: x.scatter(1, where, fill.to(x.dtype)))
+    hook = _embedding(self.clip.model).register_forward_hook(
+        lambda _, args, x: x.scatter(1, where, fill.to(x.dtype)))
     try:
-        with nullcontext() if self.dtype==own else torch.autocast(ctx.device.type, dtype=self.dtype): x = self.clip.model.encode_text(self.ids[cls])
+        with nullcontext() if self.dtype == own else torch.autocast(ctx.device.type, dtype=self.dtype):
+            x = self.clip.model.encode_text(self.ids[cls])
     finally: hook.remove()
     return F.normalize(x.to(_full(x.dtype)), dim=-1)
 
 # %% ../nbs/paper/02_clip.ipynb #0ec5311c
 @patch
 def _check(self:PromptTower, ctx:Tensor, node:Tensor, cls:Tensor)->None:
-    if ctx.shape[1:]!=(self.n_ctx,self.width): raise ValueError(f'ctx of shape {tuple(ctx.shape)}: expected (M, {self.n_ctx}, {self.width})')
+    if ctx.shape[1:] != (self.n_ctx, self.width):
+        raise ValueError(f'ctx of shape {tuple(ctx.shape)}: expected (M, {self.n_ctx}, {self.width})')
     for what,x,n in (('node',node,len(ctx)),('class id',cls,len(self.classnames))):
-        if len(x) and not 0<=int(x.min())<=int(x.max())<n: raise ValueError(f'{what} {int(x.max() if x.max()>=n else x.min())}: expected 0 to {n-1}')
+        if len(x) and not 0 <= int(x.min()) <= int(x.max()) < n:
+            raise ValueError(f'{what} {int(x.max() if x.max()>=n else x.min())}: expected 0 to {n-1}')
 
 # %% ../nbs/paper/02_clip.ipynb #6b85b5d8
 @patch
@@ -568,17 +642,23 @@ def encode_pairs(self:PromptTower,
     node:Int64[Tensor,'P'], # Prompt of each pair
     cls:Int64[Tensor,'P'], # Class of each pair
 )->Float[Tensor,'P d']: # Unit-norm class weights, fp32 at least, in the pairs' order
-    "Class weights of any (prompt, class) pairs; repeated pairs are encoded once, prompts and classes without a pair not at all."
+    """Class weights of any (prompt, class) pairs; repeated pairs are encoded once, prompts and classes
+    without a pair not at all."""
     dev,(node,cls),K = ctx.device,(z.cpu() for z in (node,cls)),len(self.classnames)
     self._check(ctx, node, cls)
     if not len(node): return ctx.new_zeros(0, self.dim)
     pair,where = (node*K+cls).unique(return_inverse=True)
     used,node = (pair//K).unique(return_inverse=True)
     if len(used)<len(ctx): ctx = ctx.index_select(0, used.to(dev))
-    run = (lambda f,*a: checkpoint(f, *a, use_reentrant=False)) if self.recompute and torch.is_grad_enabled() else (lambda f,*a: f(*a))
+    run = (
+        (lambda f, *a: checkpoint(f, *a, use_reentrant=False))
+        if self.recompute and torch.is_grad_enabled()
+        else (lambda f, *a: f(*a)))
     if self.obstacle:
         size = self.chunk or max(len(pair), 1)
-        out = [run(self._whole, a.to(dev), b.to(dev), ctx) for a,b in zip(node.split(size), (pair%K).split(size))]
+        out = [
+            run(self._whole, a.to(dev), b.to(dev), ctx)
+            for a, b in zip(node.split(size), (pair % K).split(size))]
         return torch.cat(out).index_select(0, where.to(dev))
     plans,kv = self._chunks(node, pair%K, len(used), dev),self._prefix(ctx)
     out = [run(self._rows, p, ctx, *kv) for p in plans]
@@ -610,7 +690,8 @@ def init_ctx(self:PromptTower,
 @patch(as_prop=True)
 def dim(self:PromptTower)->int:
     "Width of a feature, d."
-    with torch.no_grad(): return self.clip.encode_text(self.ids[:1]).shape[-1] if self.obstacle else len(self.proj)
+    with torch.no_grad():
+        return self.clip.encode_text(self.ids[:1]).shape[-1] if self.obstacle else len(self.proj)
 
 # %% ../nbs/paper/02_clip.ipynb #5fe51d95
 @torch.no_grad()
@@ -621,11 +702,14 @@ def zero_shot_weights(
     batch_size:int=256, # Texts at a time
 )->Float[Tensor,'K d']: # Unit-norm class weights
     "Class weights of hand-written prompts: unit-norm features, averaged over the templates, unit-norm again."
-    if bad := [t for t in templates if '{}' not in t] or ([] if templates else ['']): raise BadData(f'template {bad[0]!r}: expected a text with {{}} in the place of the class name')
+    if bad := [t for t in templates if '{}' not in t] or ([] if templates else ['']):
+        raise BadData(f'template {bad[0]!r}: expected a text with {{}} in the place of the class name')
     texts = [t.format(clean_name(n)) for n in classnames for t in templates]
     rows = clip.tokenizer(texts)
     full = (rows[:,-1]!=_frame(clip.tokenizer)[2]).nonzero()
-    if len(full): raise BadData(f'prompt {texts[int(full[0])][:80]!r}: too long for a context of {rows.shape[1]} tokens')
+    if len(full):
+        raise BadData(
+            f'prompt {texts[int(full[0])][:80]!r}: too long for a context of {rows.shape[1]} tokens')
     x = torch.cat([clip.encode_text(r) for r in rows.split(batch_size)])
     x = F.normalize(x.to(_full(x.dtype)), dim=-1)
     return F.normalize(x.unflatten(0, (len(classnames),len(templates))).mean(1), dim=-1)
@@ -636,10 +720,14 @@ def saved_bytes(
     ctx:Float[Tensor,'M T w'], # Context vectors of M prompts
 )->int: # Bytes, each storage once, frozen weights not counted
     "What one forward pass over all classes keeps in memory for its backward pass."
-    frozen = {p.untyped_storage().data_ptr() for m in (tower,tower.clip.model) for p in (*m.parameters(),*m.buffers())}
+    frozen = {
+        p.untyped_storage().data_ptr()
+        for m in (tower, tower.clip.model)
+        for p in (*m.parameters(), *m.buffers())}
     kept = {}
     def _pack(x):
-        if x.untyped_storage().data_ptr() not in frozen: kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        if x.untyped_storage().data_ptr() not in frozen:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
     with torch.autograd.graph.saved_tensors_hooks(_pack, lambda x: x): y = tower(ctx)
     assert y.requires_grad
@@ -680,7 +768,8 @@ def bench_tower(
     classnames:Sequence[str], # K class names
     n_nodes:int=7, # Prompts, M
     n_ctx:int=16, # Context tokens, T
-    repeats:int=3, # Rounds after a first one that does not count; in each, the 77 tokens once, then the tower three times
+    # Rounds after a first one that does not count; in each, the 77 tokens once, then the tower three times
+    repeats:int=3,
     dtypes:Sequence[torch.dtype]=(torch.float32,), # Compute types of the tower
     clock:Callable=time.perf_counter, # Seconds; on a busy CPU, `time.process_time` and one thread
 )->dict: # Median seconds of both paths, their ratio, and how far their results are apart, by compute type
@@ -688,14 +777,21 @@ def bench_tower(
     towers = {'77 tokens': PromptTower(clip, classnames, n_ctx, whole=True, dtype=torch.float32)}
     towers |= {str(d).removeprefix('torch.'): PromptTower(clip, classnames, n_ctx, dtype=d) for d in dtypes}
     ctx = towers['77 tokens'].init_ctx(n_nodes)
-    g = torch.randn(n_nodes, len(classnames), towers['77 tokens'].dim, generator=torch.Generator().manual_seed(0)).to(ctx.device)
+    g = torch.randn(
+        n_nodes, len(classnames), towers['77 tokens'].dim, generator=torch.Generator().manual_seed(0)
+    ).to(ctx.device)
     runs = {k:[] for k in towers}
     for _ in range(repeats+1):
-        for k,t in towers.items(): runs[k] += [_step(t, *((ctx[:1],g[:1]) if t.obstacle else (ctx,g)), clock) for _ in range(1 if t.obstacle else 3)]
+        for k, t in towers.items():
+            runs[k] += [
+                _step(t, *((ctx[:1], g[:1]) if t.obstacle else (ctx, g)), clock)
+                for _ in range(1 if t.obstacle else 3)]
     naive,(_,x0,g0) = median(r[0] for r in runs['77 tokens'][1:]),runs['77 tokens'][-1]
     mb = {k:saved_bytes(t, (ctx[:1] if t.obstacle else ctx).requires_grad_())/2**20 for k,t in towers.items()}
     out = {'77 tokens': dict(seconds_per_prompt=naive, saved_mb_per_prompt=mb['77 tokens'])}
     for k in list(towers)[1:]:
         (_,x,gx),s = runs[k][-1],median(r[0] for r in runs[k][3:])
-        out[k] = dict(seconds=s, ratio=n_nodes*naive/s, saved_mb=mb[k], feature_error=float((x[:1]-x0).abs().max()), gradient_error=float((gx[:1]-g0).norm()/g0.norm()))
+        out[k] = dict(seconds=s, ratio=n_nodes * naive / s, saved_mb=mb[k],
+                      feature_error=float((x[:1] - x0).abs().max()),
+                      gradient_error=float((gx[:1] - g0).norm() / g0.norm()))
     return out

@@ -21,7 +21,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 # %% ../nbs/scheduling/62_schedule.ipynb #a4bc0470
-from .bilevel import NotFinite, SeriesDiverges, gradient_calls, hypergradient, largest_curvature, twice_differentiable
+from .bilevel import (NotFinite, SeriesDiverges, gradient_calls, hypergradient, largest_curvature,
+                              twice_differentiable)
 from .causal import CausalMask, ImageBank, MTVLP, causal_effect
 from .data import BadData, FeatureStore, FrozenCLIP, Task, fraction
 from .hipro import Method, Result
@@ -49,7 +50,8 @@ class Scheduler(nn.Module):
     ):
         super().__init__()
         start = torch.rand(2, n_tasks, generator=torch.Generator().manual_seed(seed))
-        self.a, self.c, self.affinity, self.effect = nn.Parameter(start[0].clone()), nn.Parameter(start[1].clone()), affinity, effect
+        self.a, self.c, self.affinity, self.effect = (nn.Parameter(start[0].clone()),
+                                                      nn.Parameter(start[1].clone()), affinity, effect)
 
     def forward(self,
         A:Float[Tensor,'N'], # Affinity of each task
@@ -74,8 +76,10 @@ def hold_out(
     share:float|int=.25, # Of the training images, up to one half; 0 validates on the training images
     seed:int=0, # Of the draw
 )->tuple: # Training part, validation part, and in words where the latter comes from
-    "What the lower and the upper level learn from; never the test images. `BadData` for a share outside 0 to 1/2."
-    if not 0 <= share <= .5: raise BadData(f'holdout={share}: expected a share of the training images from 0 to 0.5')
+    """What the lower and the upper level learn from; never the test images. `BadData` for a share outside 0
+    to 1/2."""
+    if not 0 <= share <= 0.5:
+        raise BadData(f'holdout={share}: expected a share of the training images from 0 to 0.5')
     train, y = task.train, task.train.labels
     if task.val is not None and len(task.val): return train, task.val, 'the validation split'
     spare = (torch.bincount(y, minlength=task.n_classes)[y] > 1).nonzero()[:, 0]
@@ -85,7 +89,8 @@ def hold_out(
     return train.subset(stay), train.subset(out), f'{len(out)} of {len(y)} training images'
 
 # %% ../nbs/scheduling/62_schedule.ipynb #8c81f270
-JSCPT_TRAIN = TrainConfig(lr=1.5e-3, epochs=20, batch_size=16, per_task_batch=True, weight_decay=1e-4, warmup_lr=1e-4)
+JSCPT_TRAIN = TrainConfig(
+    lr=1.5e-3, epochs=20, batch_size=16, per_task_batch=True, weight_decay=1e-4, warmup_lr=1e-4)
 WEIGHTINGS = ('scheduled', 'frozen', 'equal', 'random', 'uncertainty')
 
 def _check_choice(name:str, value, choices:Sequence)->None:
@@ -101,7 +106,8 @@ class BilevelTrainer(Trainer):
         config:TrainConfig=JSCPT_TRAIN, # Settings of the lower level
         scheduler:Scheduler|None=None, # Ω; with both factors if None
         weighting:str='scheduled', # Whose weights train: one of `WEIGHTINGS`
-        upper_every:int|None=None, # Lower steps per upper step, M; at most 15 upper steps an epoch, and 4 or more if None
+        # Lower steps per upper step, M; at most 15 upper steps an epoch, and 4 or more if None
+        upper_every:int|None=None,
         depth:int=3, # Terms of the Neumann series after the first, H
         upper_lr:float=.01, # Learning rate of Adam on Ω
         contrast:str='without', # The intervention behind the effect: 'without' the mask, or its 'complement'
@@ -135,8 +141,12 @@ def _plan(self:BilevelTrainer, upper_every:int|None):
 def _optimizers(self:BilevelTrainer, upper_lr:float):
     "SGD on θ, Adam on Ω; uncertainty weighting has a logarithm of the variance per task in θ"
     c = self.config
-    self.log_var = nn.Parameter(torch.zeros(self.model.n_tasks, device=self.device)) if self.weighting == 'uncertainty' else None
-    self.named = dict(self.model.named_parameters()) | ({} if self.log_var is None else {'log_var': self.log_var})
+    self.log_var = (
+        nn.Parameter(torch.zeros(self.model.n_tasks, device=self.device))
+        if self.weighting == 'uncertainty'
+        else None)
+    self.named = dict(self.model.named_parameters()) | (
+        {} if self.log_var is None else {'log_var': self.log_var})
     self.params = list(self.model.parameters())
     self.sgd = torch.optim.SGD(self.named.values(), lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
     self.adam = torch.optim.Adam(self.scheduler.parameters(), lr=upper_lr)
@@ -153,7 +163,8 @@ def batch(self:BilevelTrainer,
     n, b = self.model.n_tasks, self.each
     plan, bank = (self.held, self.val) if upper else (self.plan, self.train)
     picks = [plan.stream(t, step*b, b) for t in range(n)]
-    x, y = torch.stack([bank(t, i) for t, i in enumerate(picks)]), torch.stack([bank.y[t][i] for t, i in enumerate(picks)])
+    x, y = torch.stack([bank(t, i) for t, i in enumerate(picks)]), torch.stack(
+        [bank.y[t][i] for t, i in enumerate(picks)])
     return x.to(self.device), y.to(self.device)
 
 @patch
@@ -163,7 +174,8 @@ def split_prompts(self:BilevelTrainer,
     "The learners' prompts, ready for `MTVLP.losses`"
     n, prompts = self.model.n_tasks, self.model.prompts()
     shared = tuple(p if p is None else p[-1] for p in prompts)
-    copies = tuple(p if p is None else (p.detach() if detach else p).expand(n, *p.shape).clone() for p in shared)
+    copies = tuple(
+        p if p is None else (p.detach() if detach else p).expand(n, *p.shape).clone() for p in shared)
     if detach: copies = tuple(p if p is None else p.requires_grad_() for p in copies)
     return tuple(p if p is None else p[:-1] for p in prompts), shared, copies
 
@@ -203,7 +215,8 @@ def weigh(self:BilevelTrainer,
     n = self.model.n_tasks
     if self.weighting not in ('scheduled', 'frozen'):
         w = {'equal': torch.ones_like(self.fixed), 'random': self.fixed, 'uncertainty': None}[self.weighting]
-        return (self.log_var.neg().exp().detach() if w is None else w), torch.zeros(n), causal_effect(losses.factual, losses.without).detach()
+        return ((self.log_var.neg().exp().detach() if w is None else w), torch.zeros(n),
+                causal_effect(losses.factual, losses.without).detach())
     A, e = self.measure(losses, shared, copies)
     with torch.no_grad(): return to_sum_n(self.scheduler(A, e)), A, e
 
@@ -276,15 +289,19 @@ def hyper(self:BilevelTrainer)->tuple: # dL_val/dΩ: of a, then of c
     held, train = self.upper_losses()
     with twice_differentiable():
         if self.alpha is None or self.uppers % 15 == 1: self.alpha = self._step_size(train)
-        return hypergradient(held, train, self.params, self.scheduler.parameters(), self.depth, self.alpha, growth=2., counts=self.counts)
+        return hypergradient(held, train, self.params, self.scheduler.parameters(), self.depth, self.alpha,
+                             growth=2.0, counts=self.counts)
 
 @patch
 def _step_size(self:BilevelTrainer, train)->float:
     "1 / λ_max of the training loss"
     self.counts['train'] += 1
-    grads = torch.autograd.grad(train, self.params, create_graph=True, retain_graph=True, materialize_grads=True)
+    grads = torch.autograd.grad(
+        train, self.params, create_graph=True, retain_graph=True, materialize_grads=True)
     size = float(largest_curvature(grads, self.params, counts=self.counts)[0])
-    if not 0 < size < math.inf: raise NotFinite(f'the largest curvature of the training loss is {size}; expected a finite one above 0')
+    if not 0 < size < math.inf:
+        raise NotFinite(
+            f'the largest curvature of the training loss is {size}; expected a finite one above 0')
     return 1 / size
 
 # %% ../nbs/scheduling/62_schedule.ipynb #7be34c93
@@ -295,7 +312,10 @@ def upper(self:BilevelTrainer)->bool: # Was the step taken?
     try: grads = self.hyper()
     except (NotFinite, SeriesDiverges) as e:
         self.skipped, self.alpha = self.skipped + 1, None
-        if self.skipped == 1: warnings.warn(f'seed {self.config.seed}: upper step {self.uppers} skipped: {e}. Ω stays; further skips are counted, not reported')
+        if self.skipped == 1:
+            warnings.warn(
+                f'seed {self.config.seed}: upper step {self.uppers} skipped: {e}. Ω stays; further skips are'
+                ' counted, not reported')
         return False
     for p, g in zip(self.scheduler.parameters(), grads): p.grad = g.clone()
     nn.utils.clip_grad_norm_(self.scheduler.parameters(), 10.)
@@ -305,7 +325,8 @@ def upper(self:BilevelTrainer)->bool: # Was the step taken?
 # %% ../nbs/scheduling/62_schedule.ipynb #c87cc914
 @patch
 def train_step(self:BilevelTrainer):
-    "A lower step and, after every M-th where the weights are scheduled, an upper one; both, or none that counts"
+    """A lower step and, after every M-th where the weights are scheduled, an upper one; both, or none that
+    counts"""
     with whole_step(self):
         self.lower()
         if self.weighting == 'scheduled' and self.step % self.M == 0: self.upper()
@@ -317,18 +338,22 @@ def identity(self:BilevelTrainer)->dict: # Plain values, for JSON
     def part(bank, t): return dict(images=bank.sizes[t], data=split_hash(bank.parts[t]))
     m, n = self.model, self.model.n_tasks
     tasks = [dict(train=part(self.train, t), val=part(self.val, t)) for t in range(n)]
-    return dict(config=config_key(self.config), tasks=tasks, model=m.clip.key, classnames=list(m.tower.classnames),
-        position=m.tower.position, first=m.first, parameters={k: list(p.shape) for k, p in self.named.items()},
-        M=self.M, depth=self.depth, weighting=self.weighting, contrast=self.contrast,
-        upper_lr=self.adam.param_groups[0]['lr'], factors=[self.scheduler.affinity, self.scheduler.effect])
+    return dict(config=config_key(self.config), tasks=tasks, model=m.clip.key,
+                classnames=list(m.tower.classnames), position=m.tower.position, first=m.first,
+                parameters={k: list(p.shape) for k, p in self.named.items()}, M=self.M, depth=self.depth,
+                weighting=self.weighting, contrast=self.contrast, upper_lr=self.adam.param_groups[0]['lr'],
+                factors=[self.scheduler.affinity, self.scheduler.effect])
 
 # %% ../nbs/scheduling/62_schedule.ipynb #3cadb2d0
 @patch
 def _numbers(self:BilevelTrainer)->dict:
     "What was counted on the way, and the step α where there is one"
-    counts = dict(uppers=self.uppers, skipped=self.skipped) | {f'counts.{k}': v for k, v in self.counts.items()}
+    counts = dict(uppers=self.uppers, skipped=self.skipped) | {
+        f'counts.{k}': v for k, v in self.counts.items()}
     numbers = {k: torch.tensor(v) for k, v in counts.items()}
-    return numbers if self.alpha is None else numbers | dict(alpha=torch.tensor(self.alpha, dtype=torch.float64))
+    return (
+        numbers if self.alpha is None else numbers | dict(alpha=torch.tensor(self.alpha, dtype=torch.float64))
+    )
 
 @patch
 def state(self:BilevelTrainer)->dict: # Tensors by name
@@ -375,15 +400,18 @@ def schedule_cost(
             if r: seconds[k].append((time.perf_counter() - began) / t.M)
     t, (equal, scheduled) = both['scheduled'], [sorted(v)[len(v)//2] for v in seconds.values()]
     n = t.model.n_tasks
-    return dict(tasks=n, M=t.M, H=t.depth, equal_s=equal, scheduled_s=scheduled, measured=scheduled/equal, counted=gradient_calls(n, t.depth, t.M), skipped=t.skipped)
+    return dict(tasks=n, M=t.M, H=t.depth, equal_s=equal, scheduled_s=scheduled, measured=scheduled / equal,
+                counted=gradient_calls(n, t.depth, t.M), skipped=t.skipped)
 
 # %% ../nbs/scheduling/62_schedule.ipynb #59c402e0
 class JSCPT(Method):
-    "Joint scheduling of causal prompts and tasks: MTVLP, weighted by a scheduler that learns on held-out images"
+    """Joint scheduling of causal prompts and tasks: MTVLP, weighted by a scheduler that learns on held-out
+    images"""
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model
         n_ctx:int=16, # Context tokens of a prompt, T
-        n_visual:int|None=None, # Visual prompts a block, V: the tower's `share` of 16 if None, 0 for the text side alone
+        # Visual prompts a block, V: the tower's `share` of 16 if None, 0 for the text side alone
+        n_visual:int|None=None,
         first:int=0, # First block with visual prompts
         position:str='end', # Where the class name stands; the release has 'middle'
         mask:bool=True, # With the causal mask?
@@ -391,7 +419,8 @@ class JSCPT(Method):
         weighting:str='scheduled', # 'scheduled', or 'frozen', 'equal', 'random', 'uncertainty'
         affinity:bool=True, # With the factor of the affinity?
         effect:bool=True, # With the factor of the causal effect?
-        upper_every:int|None=None, # Lower steps per upper step, M; at most 15 upper steps an epoch, and 4 or more if None
+        # Lower steps per upper step, M; at most 15 upper steps an epoch, and 4 or more if None
+        upper_every:int|None=None,
         depth:int=3, # Terms of the Neumann series after the first, H
         upper_lr:float=.01, # Learning rate of Adam on the scheduler
         holdout:float|int=.25, # Share of the training images for the upper level, where a task has no `val`
@@ -401,7 +430,8 @@ class JSCPT(Method):
         super().__init__(clip, store, config.seed)
         self.on_images = n_visual != 0 and clip is not None and has_blocks(clip)
         if n_visual is None: n_visual = VisionTower(clip).share(16) if self.on_images else 16
-        self.options = dict(n_ctx=n_ctx, n_visual=n_visual, first=first, position=position, mask=mask, contrast=contrast, weighting=weighting, affinity=affinity, effect=effect,
+        self.options = dict(n_ctx=n_ctx, n_visual=n_visual, first=first, position=position, mask=mask,
+                            contrast=contrast, weighting=weighting, affinity=affinity, effect=effect,
                             upper_every=upper_every, depth=depth, upper_lr=upper_lr, holdout=holdout)
         self.config, self.model, self.mask, self.notes = config, None, None, {}
 
@@ -415,7 +445,11 @@ class JSCPT(Method):
 def title(self:JSCPT)->str:
     "JSCPT, or what its switches leave of it"
     o = self.options
-    off = [word for word, gone in (('mask', not o['mask']), ('affinity', not o['affinity']), ('effect', not o['effect'])) if gone]
+    off = [
+        word
+        for word, gone in (('mask', not o['mask']), ('affinity', not o['affinity']),
+                           ('effect', not o['effect']))
+        if gone]
     name = 'JSCPT' if o['weighting'] == 'scheduled' else f"MTVLP, {o['weighting']} weights"
     return name + ''.join(f', no {w}' for w in off) + ('' if self.on_images else ' (text side only)')
 
@@ -442,25 +476,35 @@ def from_settings(cls,
 @patch
 def _fit(self:JSCPT, tasks, checkpoint, progress):
     "Hold images out, train both levels, keep the model and what it learned from"
-    if len(tasks) == 1: raise BadData(f"one task only ({tasks[0].name}): JSCPT weighs tasks against each other; expected two or more. Without tasks to weigh use CoOp, or MVLPT for prompts on both sides")
+    if len(tasks) == 1:
+        raise BadData(
+            f"one task only ({tasks[0].name}): JSCPT weighs tasks against each other; expected two or more."
+            " Without tasks to weigh use CoOp, or MVLPT for prompts on both sides")
     o = self.options
-    if o['n_visual'] and not self.on_images: warnings.warn(f"the image tower of {self.clip.name} has no place for visual prompts: JSCPT runs with text prompts, mask and scheduler alone")
+    if o['n_visual'] and not self.on_images:
+        warnings.warn(
+            f"the image tower of {self.clip.name} has no place for visual prompts: JSCPT runs with text"
+            " prompts, mask and scheduler alone")
     train, val, said = zip(*[hold_out(t, o['holdout'], self.config.seed) for t in tasks])
     model = self._build()
-    if self.config.device: self.clip.to(self.config.device), model.tower.to(self.config.device), model.to(self.config.device)
+    if self.config.device:
+        self.clip.to(self.config.device), model.tower.to(self.config.device), model.to(self.config.device)
     banks = [ImageBank(p, model.vision, o['first']) for p in (train, val)]
     scheduler = Scheduler(len(tasks), o['affinity'], o['effect'], self.config.seed)
-    t = BilevelTrainer(model, *banks, self.config, scheduler, o['weighting'], o['upper_every'], o['depth'], o['upper_lr'], o['contrast'])
+    t = BilevelTrainer(model, *banks, self.config, scheduler, o['weighting'], o['upper_every'], o['depth'],
+                       o['upper_lr'], o['contrast'])
     t.names = list(self.tasks)
     file = None if checkpoint is None else Path(checkpoint)/'jscpt.safetensors'
     run_loop(t, file, self.config.checkpoint_every, progress, 'JSCPT')
     self._keep(t, said)
 
+# %% ../nbs/scheduling/62_schedule.ipynb #67227a0a
 @patch
 def _build(self:JSCPT)->MTVLP:
     "The model at its start"
     o, dtype = self.options, self.config.dtype and getattr(torch, self.config.dtype)
-    return MTVLP(self.clip, self.classnames, o['n_ctx'], o['n_visual'], o['first'], o['mask'], o['position'], self.config.seed, dtype)
+    return MTVLP(self.clip, self.classnames, o['n_ctx'], o['n_visual'], o['first'], o['mask'], o['position'],
+                 self.config.seed, dtype)
 
 @patch
 def _keep(self:JSCPT, t:BilevelTrainer, said:Sequence):
@@ -468,8 +512,16 @@ def _keep(self:JSCPT, t:BilevelTrainer, said:Sequence):
     self.model, self.mask = t.model.requires_grad_(False), t.model.mask
     self.omega = torch.stack([p.detach().cpu() for p in t.scheduler.parameters()])
     self.history = torch.stack(t.history)
-    self.notes = dict(image_side='visual prompts' if self.on_images else 'no visual prompts: text prompts, mask and scheduler alone',
-                      validation=dict(zip(self.tasks, said)), upper_steps=t.uppers, skipped_upper_steps=t.skipped, M=t.M, gradient_calls=dict(t.counts))
+    self.notes = dict(
+        image_side=(
+            'visual prompts'
+            if self.on_images
+            else 'no visual prompts: text prompts, mask and scheduler alone'),
+        validation=dict(zip(self.tasks, said)),
+        upper_steps=t.uppers,
+        skipped_upper_steps=t.skipped,
+        M=t.M,
+        gradient_calls=dict(t.counts))
 
 # %% ../nbs/scheduling/62_schedule.ipynb #dcc04f18
 @patch
@@ -490,7 +542,8 @@ def _logits(self:JSCPT, i, x):
 @torch.no_grad()
 def _image_logits(self:JSCPT, i, images):
     bank = ImageBank([images], self.model.vision, self.options['first'], keep_gb=0)
-    return torch.cat([self.model.task_logits(i, bank(0, k)).cpu() for k in torch.arange(len(images)).split(64)])
+    return torch.cat(
+        [self.model.task_logits(i, bank(0, k)).cpu() for k in torch.arange(len(images)).split(64)])
 
 @patch
 def evaluate(self:JSCPT,
@@ -505,20 +558,25 @@ def evaluate(self:JSCPT,
 @patch
 def _state(self:JSCPT)->tuple:
     tensors = {f'theta.{k}': p.detach() for k, p in self.model.named_parameters()}
-    return tensors | dict(omega=self.omega, history=self.history), dict(notes=self.notes, on_images=self.on_images)
+    return tensors | dict(omega=self.omega, history=self.history), dict(
+        notes=self.notes, on_images=self.on_images)
 
 @patch
 def _restore(self:JSCPT, tensors:dict, meta:dict)->None:
     "Prompts and mask; the whole model where there is a CLIP to put it in"
     theta = {k.removeprefix('theta.'): v for k, v in tensors.items() if k.startswith('theta.')}
-    self.omega, self.history, self.notes, self.on_images = tensors['omega'], tensors['history'], meta['notes'], meta['on_images']
+    self.omega, self.history, self.notes, self.on_images = (
+        tensors['omega'], tensors['history'], meta['notes'], meta['on_images'])
     if self.clip is not None:
         self.model = self._build().requires_grad_(False)
         self.model.load_state_dict(theta)
         self.mask = self.model.mask
     elif self.options['mask']:
         self.mask = CausalMask(*theta['mask.a'].shape).to(theta['mask.a']).requires_grad_(False)
-        self.mask.load_state_dict({k.removeprefix('mask.'): v for k, v in theta.items() if k.startswith('mask.')})
+        self.mask.load_state_dict(
+            {k.removeprefix('mask.'): v for k, v in theta.items() if k.startswith('mask.')})
 
 # %% ../nbs/scheduling/62_schedule.ipynb #0fca8ec1
-JSCPT_MINI = dict(n_ctx=4, n_visual=1, position='end', upper_lr=.04, config=TrainConfig(lr=.003, epochs=50, batch_size=96))
+JSCPT_MINI = dict(
+    n_ctx=4, n_visual=1, position='end', upper_lr=0.04, config=TrainConfig(lr=0.003, epochs=50, batch_size=96)
+)

@@ -47,10 +47,15 @@ class TrainConfig:
     checkpoint_every:int=200 # Steps from one checkpoint to the next
 
     def __post_init__(self):
-        for name, low in dict(lr=0, epochs=1, batch_size=1, momentum=0, weight_decay=0, warmup_epochs=0, warmup_lr=0, seed=0, checkpoint_every=1).items():
-            if not (value := getattr(self, name)) >= low or value == math.inf: raise ValueError(f"{name} is {value}; expected a finite number, {low} or more")
+        for name, low in dict(lr=0, epochs=1, batch_size=1, momentum=0, weight_decay=0, warmup_epochs=0,
+                              warmup_lr=0, seed=0, checkpoint_every=1).items():
+            if not (value := getattr(self, name)) >= low or value == math.inf:
+                raise ValueError(f"{name} is {value}; expected a finite number, {low} or more")
         kind = None if self.dtype is None else getattr(torch, self.dtype, None)
-        if self.dtype is not None and not (isinstance(kind, torch.dtype) and kind.is_floating_point): raise ValueError(f"dtype is {self.dtype!r}; expected the name of a floating-point torch dtype, such as 'bfloat16'")
+        if self.dtype is not None and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
+            raise ValueError(
+                f"dtype is {self.dtype!r}; expected the name of a floating-point torch dtype, such as"
+                " 'bfloat16'")
 
 # %% ../nbs/paper/06_train.ipynb #52a449c7
 def lr_at(
@@ -72,12 +77,16 @@ class BatchPlan:
         per_task:bool=False, # `batch_size` images of each task in a batch
     ):
         store_attr()
-        if not sizes or min(sizes) < 1: raise BadData(f"tasks with {list(sizes)} training images; expected 1 or more each")
+        if not sizes or min(sizes) < 1:
+            raise BadData(f"tasks with {list(sizes)} training images; expected 1 or more each")
         self.size = batch_size * (len(sizes) if per_task else 1)
         self.steps = math.ceil(sum(sizes) / self.size)
         self.each, self.spare = divmod(self.size, len(sizes))
 
-    def __repr__(self): return f"BatchPlan({len(self.sizes)} tasks, {sum(self.sizes)} images, {self.steps} steps of {self.size} per epoch)"
+    def __repr__(self):
+        return (
+            f"BatchPlan({len(self.sizes)} tasks, {sum(self.sizes)} images, {self.steps} steps of {self.size}"
+            " per epoch)")
 
 # %% ../nbs/paper/06_train.ipynb #d87137a1
 @patch
@@ -165,12 +174,14 @@ def class_rows(
 
 # %% ../nbs/paper/06_train.ipynb #2a073e08
 class Trainer:
-    "Steps through the epochs of a plan; subclasses have `tasks`, `groups`, `train_step` and `identity`, and add to the state"
+    """Steps through the epochs of a plan; subclasses have `tasks`, `groups`, `train_step` and `identity`, and
+    add to the state"""
     def __init__(self,
         config:TrainConfig, # Settings
         plan:BatchPlan, # Batches of an epoch
         losses:Tensor, # Zeros, in the shape and place of what a step notes
-        *watchers:str, # Attributes that have a part in the state: have `state_dict` and `load_state_dict`, or are None
+        # Attributes that have a part in the state: have `state_dict` and `load_state_dict`, or are None
+        *watchers:str,
     ):
         self.config, self.plan, self.total_steps = config, plan, config.epochs * plan.steps
         self.step, self.clean, self.loss_sum, self.history, self._order = 0, True, losses, [], (None, None)
@@ -246,15 +257,22 @@ def _tower_ids(tower, tasks):
     ids = {name: i for i, name in enumerate(tower.classnames)}
     for task in tasks:
         for name in task.classnames:
-            if name not in ids: raise BadData(f"class {name!r} of task {task.name!r} is unknown to the tower; expected a PromptTower over class_index(tasks)[0]")
+            if name not in ids:
+                raise BadData(
+                    f"class {name!r} of task {task.name!r} is unknown to the tower; expected a PromptTower"
+                    " over class_index(tasks)[0]")
     return [torch.tensor([ids[name] for name in task.classnames]) for task in tasks]
 
 def _check_groups(groups, n_tasks, shared):
-    "Refuse groups that cannot be trained; `shared`: what is asked for needs the gradient of every task at every prompt"
+    """Refuse groups that cannot be trained; `shared`: what is asked for needs the gradient of every task at
+    every prompt"""
     if not groups: raise BadData("no groups; expected the task indices of at least one node")
     for m, group in enumerate(groups):
-        if not group or len(set(group)) < len(group): raise BadData(f"node {m} holds tasks {tuple(group)}; expected at least one, each once")
-    if shared and any(set(g) != set(range(n_tasks)) for g in groups): raise BadData("a meter or a combine needs prompts that all tasks share; expected every group to hold all tasks")
+        if not group or len(set(group)) < len(group):
+            raise BadData(f"node {m} holds tasks {tuple(group)}; expected at least one, each once")
+    if shared and any(set(g) != set(range(n_tasks)) for g in groups):
+        raise BadData(
+            "a meter or a combine needs prompts that all tasks share; expected every group to hold all tasks")
 
 # %% ../nbs/paper/06_train.ipynb #2f80ef10
 class PromptTrainer(Trainer):
@@ -267,12 +285,14 @@ class PromptTrainer(Trainer):
         scale:float=100., # 1/τ of Eq. 1, the tower's `logit_scale`
         ctx:Tensor|None=None, # Prompts to start from
         meter:AffinityMeter|None=None, # Collects the affinity
-        combine:Callable|None=None, # Makes a step's gradient out of the tasks' own, a `Combine`; their sum if None
+        # Makes a step's gradient out of the tasks' own, a `Combine`; their sum if None
+        combine:Callable|None=None,
     ):
         store_attr()
         check_tasks(tasks)
         for task in tasks:
-            if not task.is_encoded: raise BadData(f"task {task.name!r} holds images; expected features, from encode_tasks")
+            if not task.is_encoded:
+                raise BadData(f"task {task.name!r} holds images; expected features, from encode_tasks")
         _check_groups(groups, len(tasks), meter or combine)
         self.groups, self.numbers = [tuple(g) for g in groups], range(len(groups))
         self.rows_seen = {}
@@ -280,7 +300,10 @@ class PromptTrainer(Trainer):
         self._place_prompts()
         super().__init__(config, self.plan, self.log_scale * 0, 'meter', 'combine')
 
-    def __repr__(self): return f"PromptTrainer({len(self.groups)} nodes, {len(self.tasks)} tasks, step {self.step} of {self.total_steps})"
+    def __repr__(self):
+        return (
+            f"PromptTrainer({len(self.groups)} nodes, {len(self.tasks)} tasks, step {self.step} of"
+            f" {self.total_steps})")
 
 # %% ../nbs/paper/06_train.ipynb #b942f399
 @patch
@@ -302,7 +325,8 @@ def _place_prompts(self:PromptTrainer):
     "Prompts, their momentum and the optimiser, a parameter per node"
     c, ctx = self.config, self.ctx
     if ctx is None: ctx = self.tower.init_ctx(len(self.groups), c.seed)
-    if ctx.shape[0] != len(self.groups): raise BadData(f"{len(ctx)} prompts for {len(self.groups)} nodes; expected one each")
+    if ctx.shape[0] != len(self.groups):
+        raise BadData(f"{len(ctx)} prompts for {len(self.groups)} nodes; expected one each")
     self.device = torch.device(c.device or getattr(self.tower, 'ids', ctx).device)
     self.ctx = ctx.detach().clone().to(self.device)
     self.start = self.ctx.cpu().clone()
@@ -320,8 +344,10 @@ def _make_optimizer(self:PromptTrainer):
     self.params, self.scale_params = list(self.ctx), list(self.log_scale)
     groups = [dict(params=self.params)]
     if c.learn_temperature: groups.append(dict(params=self.scale_params, weight_decay=0.))
-    self.optimizer = torch.optim.SGD(groups, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, foreach=True)
-    for p, m in zip(self.params + self.scale_params, [*self.momentum, *self.scale_momentum]): self.optimizer.state[p]['momentum_buffer'] = m
+    self.optimizer = torch.optim.SGD(
+        groups, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, foreach=True)
+    for p, m in zip(self.params + self.scale_params, [*self.momentum, *self.scale_momentum]):
+        self.optimizer.state[p]['momentum_buffer'] = m
 
 # %% ../nbs/paper/06_train.ipynb #91168e3a
 @patch
@@ -470,7 +496,10 @@ def snapshot(self:PromptTrainer,
     if copied := self.route(present) == 'copies':
         ctx, own = copy_prompts(self.ctx, n), torch.eye(n, dtype=torch.bool).repeat(len(self.ctx), 1)
         if learn: scale = scale.repeat_interleave(n)
-        losses = self.node_losses(ctx.flatten(0, 1), task, image, own, scale).view(-1, n, n).diagonal(dim1=1, dim2=2)
+        losses = (
+            self.node_losses(ctx.flatten(0, 1), task, image, own, scale)
+            .view(-1, n, n)
+            .diagonal(dim1=1, dim2=2))
     else:
         ctx = self.ctx.detach().requires_grad_()
         losses = self.node_losses(ctx, task, image, self.member, scale)
@@ -542,7 +571,9 @@ def run_identity(
     **more, # What else must agree, plain values
 )->dict: # Plain values, for JSON
     "What must be the same for a checkpoint to fit"
-    each = [dict(name=t.name, images=len(t.train), classnames=list(t.classnames), data=split_hash(t.train)) for t in tasks]
+    each = [
+        dict(name=t.name, images=len(t.train), classnames=list(t.classnames), data=split_hash(t.train))
+        for t in tasks]
     return dict(config=config_key(config), tasks=each, **more)
 
 @patch
@@ -630,10 +661,12 @@ def _join(part, own, groups, ctx, config, meter):
     "One `PromptRun` out of every process's nodes"
     n, none = len(groups), ctx.new_zeros(0)
     grown = lambda x, *shape: _spread(x if part else none.new_zeros(0, *shape), own, n)
-    trained, history = grown(part and part.ctx, *ctx.shape[1:]), grown(part and part.history.to(ctx).T.contiguous(), config.epochs)
+    trained, history = grown(part and part.ctx, *ctx.shape[1:]), grown(
+        part and part.history.to(ctx).T.contiguous(), config.epochs)
     scales = grown(part and part.log_scale) if config.learn_temperature else None
     if meter is not None: _join_meter(meter, own, n, ctx.device)
-    facts = torch.tensor([part.steps, part.seconds] if part else [0., 0.], dtype=torch.float64, device=ctx.device)
+    facts = torch.tensor(
+        [part.steps, part.seconds] if part else [0.0, 0.0], dtype=torch.float64, device=ctx.device)
     dist.all_reduce(facts, dist.ReduceOp.MAX)
     return PromptRun(trained, groups, history.T, scales, int(facts[0]), float(facts[1]), meter)
 
@@ -648,13 +681,15 @@ def _train_shared(make, groups, ctx, config, meter, checkpoint, resume, progress
     "Train every `world`-th group in this process, then give all results to all processes"
     rank, world = _world()
     own, error, part = list(range(rank, len(groups), world)), None, None
-    try: part = _train_own(make(own), _rank_file(checkpoint), resume, progress and not rank) if own else None
+    try:part = _train_own(make(own), _rank_file(checkpoint), resume, progress and not rank) if own else None
     except Exception as e: error = e
     device = torch.device(config.device or ctx.device)
     failed = torch.tensor(float(error is not None), device=device)
     dist.all_reduce(failed)
     if error: raise error
-    if failed: raise NonFiniteLoss("another process stopped; its message says why. No checkpoint of this process was lost")
+    if failed:
+        raise NonFiniteLoss(
+            "another process stopped; its message says why. No checkpoint of this process was lost")
     return _join(part, own, groups, ctx.to(device), config, meter)
 
 # %% ../nbs/paper/06_train.ipynb #08e4f44e
@@ -669,18 +704,21 @@ def train_prompts(
     checkpoint:str|Path|None=None, # File to keep the state in
     resume:bool=True, # Go on from `checkpoint` if it is there
     progress:bool=True, # Show how far it is, on standard error
-    combine:Combine|None=None, # Makes a step's gradient out of the tasks' own; then every group holds all tasks
+    # Makes a step's gradient out of the tasks' own; then every group holds all tasks
+    combine:Combine|None=None,
 )->PromptRun: # Trained prompts
     "Train a prompt per group, all side by side; under `torchrun` the processes share out the groups"
     if ctx is None: ctx = tower.init_ctx(len(groups), config.seed)
-    if len(ctx) != len(groups): raise BadData(f"{len(ctx)} prompts for {len(groups)} nodes; expected one each")
+    if len(ctx) != len(groups):
+        raise BadData(f"{len(ctx)} prompts for {len(groups)} nodes; expected one each")
     def make(own):
         "A trainer of the groups numbered `own`"
-        trainer = PromptTrainer(tower, tasks, [groups[m] for m in own], config, scale, ctx[own], meter, combine)
+        trainer = PromptTrainer(
+            tower, tasks, [groups[m] for m in own], config, scale, ctx[own], meter, combine)
         trainer.numbers = own
         return trainer
     with _placed(tower, config) as tower:
-        if _world()[1] == 1: run = _train_own(make(list(range(len(groups)))), checkpoint, resume, progress)
+        if _world()[1] == 1:run = _train_own(make(list(range(len(groups)))), checkpoint, resume, progress)
         else: run = _train_shared(make, groups, ctx, config, meter, checkpoint, resume, progress)
     run.ctx, run.history = run.ctx.cpu(), run.history.cpu()
     return run
@@ -696,7 +734,8 @@ def affinity_overhead(
     clock:Callable=time.perf_counter, # Seconds; on a busy CPU, `time.process_time` and one thread
 )->dict: # Seconds of both kinds of step; extra steps per step, measured and counted
     "Time plain steps and snapshots in turn, in one process, and compare their medians"
-    trainer = PromptTrainer(tower, tasks, [range(len(tasks))] * n_prompts, config, meter=AffinityMeter(len(tasks), every))
+    trainer = PromptTrainer(
+        tower, tasks, [range(len(tasks))] * n_prompts, config, meter=AffinityMeter(len(tasks), every))
     task, image = trainer.batch(0)
     seconds = dict(gradients=[], snapshot=[])
     for r in range(rounds + 1):
@@ -706,5 +745,6 @@ def affinity_overhead(
             if r: times.append(clock() - began)
     plain, snap = map(np.median, seconds.values())
     here = [k.tolist() for i, k in enumerate(trainer.ids) if (task == i).any()]
-    return dict(tasks=len(tasks), route=trainer.route(torch.bincount(task, minlength=len(tasks)) > 0), step_s=float(plain), snapshot_s=float(snap),
-                measured=float(snap / plain - 1) / every, counted=snapshot_overhead(here, every, prefix_cost(tower)))
+    return dict(tasks=len(tasks), route=trainer.route(torch.bincount(task, minlength=len(tasks)) > 0),
+                step_s=float(plain), snapshot_s=float(snap), measured=float(snap / plain - 1) / every,
+                counted=snapshot_overhead(here, every, prefix_cost(tower)))

@@ -20,7 +20,8 @@ from ..clip import PromptTower
 from ..loss import member_mask
 from ..tree import TaskTree, random_tree
 from ..loop import check_finite, run as run_loop, whole_step
-from ..train import BatchPlan, PromptRun, TrainConfig, Trainer, run_identity, tensor_hash, train_prompts
+from ..train import (BatchPlan, PromptRun, TrainConfig, Trainer, run_identity, tensor_hash,
+                            train_prompts)
 from ..hipro import HiPro
 
 # %% ../../nbs/methods/40_coop.ipynb #9422977d
@@ -28,15 +29,19 @@ class FixedNodes(HiPro):
     "HiPro with nodes that are known before training, under a name of its own"
     fixed = 'leaf' # `nodes` of `HiPro`
 
-    def __init__(self,
-        clip:FrozenCLIP|None, # The frozen model
-        n_ctx:int=16, # Context tokens of a prompt, T
-        position:str='end', # Where the class name stands: 'end', 'middle' or 'front'
-        config:TrainConfig=TrainConfig(), # Optimiser, epochs, batch, seed
-        store:FeatureStore|None=None, # Where image features are kept
-        chunk:int|None=None, # Most (node, class) pairs in the text tower at a time, to save memory
-        recompute:bool=False, # Compute chunks again in the backward pass, to save more
-    ): super().__init__(clip, n_ctx, nodes=self.fixed, position=position, config=config, store=store, chunk=chunk, recompute=recompute)
+    def __init__(
+        self,
+        clip: FrozenCLIP | None,  # The frozen model
+        n_ctx: int = 16,  # Context tokens of a prompt, T
+        position: str = 'end',  # Where the class name stands: 'end', 'middle' or 'front'
+        config: TrainConfig = TrainConfig(),  # Optimiser, epochs, batch, seed
+        store: FeatureStore | None = None,  # Where image features are kept
+        chunk: int | None = None,  # Most (node, class) pairs in the text tower at a time, to save memory
+        recompute: bool = False,  # Compute chunks again in the backward pass, to save more
+    ):
+        super().__init__(clip, n_ctx, nodes=self.fixed, position=position, config=config, store=store,
+                         chunk=chunk, recompute=recompute)
+
 
 @patch
 def settings(self:FixedNodes)->dict: # What `from_settings` needs
@@ -74,7 +79,8 @@ class CoOp(FixedNodes):
 
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model
-        own_batches:bool=False, # Train each task with batches of its own, as the public code; otherwise batches mix the tasks
+        # Train each task with batches of its own, as the public code; otherwise batches mix the tasks
+        own_batches:bool=False,
         **kwargs, # For `FixedNodes`
     ):
         super().__init__(clip, **kwargs)
@@ -90,10 +96,13 @@ def _train(self:CoOp, tasks, groups, ctx, checkpoint=None, **kwargs):
     "The tasks' prompts side by side; one after the other if each has batches of its own"
     if not self.own_batches: return HiPro._train(self, tasks, groups, ctx, checkpoint=checkpoint, **kwargs)
     files = [checkpoint and Path(checkpoint).with_name(f'task-{i}.safetensors') for i in range(len(tasks))]
-    runs = [train_prompts(self.tower, [t], [(0,)], self.config, self.clip.logit_scale, ctx=c[None], checkpoint=f, **kwargs)
-            for t,c,f in zip(tasks, ctx, files)]
+    runs = [
+        train_prompts(
+            self.tower, [t], [(0,)], self.config, self.clip.logit_scale, ctx=c[None], checkpoint=f, **kwargs)
+        for t, c, f in zip(tasks, ctx, files)]
     scales = torch.cat([r.log_scale for r in runs]) if self.config.learn_temperature else None
-    return PromptRun(torch.cat([r.ctx for r in runs]), groups, torch.cat([r.history for r in runs], 1), scales, sum(r.steps for r in runs), sum(r.seconds for r in runs))
+    return PromptRun(torch.cat([r.ctx for r in runs]), groups, torch.cat([r.history for r in runs], 1),
+                     scales, sum(r.steps for r in runs), sum(r.seconds for r in runs))
 
 # %% ../../nbs/methods/40_coop.ipynb #d06da9fc
 class ShrInd(FixedNodes):
@@ -161,9 +170,12 @@ def task_tower(
 )->tuple[PromptTower,list]: # The tower, and each task's class ids in it
     "One text tower for all tasks, every class name once"
     names = list(dict.fromkeys(c for own in classnames for c in own))
-    at, dtype = {c: k for k,c in enumerate(names)}, None if config.dtype is None else getattr(torch, config.dtype)
-    tower = PromptTower(clip, names, n_ctx=n_ctx, position=position, dtype=dtype, chunk=chunk, recompute=recompute)
-    return (tower.to(config.device) if config.device else tower), [torch.tensor([at[c] for c in own]) for own in classnames]
+    at, dtype = {c: k for k, c in enumerate(names)}, (
+        None if config.dtype is None else getattr(torch, config.dtype))
+    tower = PromptTower(
+        clip, names, n_ctx=n_ctx, position=position, dtype=dtype, chunk=chunk, recompute=recompute)
+    return (tower.to(config.device) if config.device else tower), [
+        torch.tensor([at[c] for c in own]) for own in classnames]
 
 # %% ../../nbs/methods/40_coop.ipynb #38cddb92
 class ParameterTrainer(Trainer):
@@ -173,15 +185,21 @@ class ParameterTrainer(Trainer):
         loss:Callable, # `loss(models, task, image)` -> the M losses of a batch
         tasks:Sequence, # N tasks
         config:TrainConfig=TrainConfig(), # Optimiser, epochs, batch, seed
-        groups:Sequence|None=None, # Tasks of each model; its own for each task, or all for a single model, if None
+        # Tasks of each model; its own for each task, or all for a single model, if None
+        groups:Sequence|None=None,
         identity:dict|None=None, # What else must agree for a checkpoint to fit, plain values
-        watch:object=None, # Told of every step by `taken()`; with `state_dict` and `load_state_dict` for the checkpoint
+        # Told of every step by `taken()`; with `state_dict` and `load_state_dict` for the checkpoint
+        watch:object=None,
     ):
         check_tasks(tasks)
-        if groups is None: groups = [tuple(range(len(tasks)))] if len(models) == 1 else [(m,) for m in range(len(models))]
+        if groups is None:
+            groups = [tuple(range(len(tasks)))] if len(models) == 1 else [(m,) for m in range(len(models))]
         if len(groups) != len(models) or {t for g in groups for t in g} - set(range(len(tasks))):
-            raise BadData(f"{len(models)} models for groups {groups} of {len(tasks)} tasks; expected a group of tasks for each model")
-        self.loss, self.tasks, self.config, self.groups, self.more, self.watch = loss, tasks, config, groups, identity or {}, watch
+            raise BadData(
+                f"{len(models)} models for groups {groups} of {len(tasks)} tasks; expected a group of tasks"
+                " for each model")
+        self.loss, self.tasks, self.config, self.groups, self.more, self.watch = (
+            loss, tasks, config, groups, identity or {}, watch)
         self.member = member_mask(groups, len(tasks))
         plan = BatchPlan([len(t.train) for t in tasks], config.batch_size, config.seed, config.per_task_batch)
         super().__init__(config, plan, self._place(models), 'watch')
@@ -193,9 +211,11 @@ def _place(self:ParameterTrainer, models)->Float[Tensor,'M']:
     device = torch.device(self.config.device or next(iter(models[0].values())).device)
     self.models = [{k: v.detach().clone().to(device).requires_grad_() for k,v in m.items()} for m in models]
     named = [(k, p) for m in self.models for k,p in m.items()]
-    kinds = [dict(params=[p for k,p in named if k != 'log_scale']), dict(params=[p for k,p in named if k == 'log_scale'], weight_decay=0.)]
+    kinds = [dict(params=[p for k, p in named if k != 'log_scale']),
+             dict(params=[p for k, p in named if k == 'log_scale'], weight_decay=0.0)]
     c = self.config
-    self.optimizer = torch.optim.SGD([g for g in kinds if g['params']], lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
+    self.optimizer = torch.optim.SGD(
+        [g for g in kinds if g['params']], lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
     for _,p in named: self.optimizer.state[p]['momentum_buffer'] = torch.zeros_like(p)
     self.start = {f'{m}.{k}': tensor_hash(p) for m,d in enumerate(self.models) for k,p in d.items()}
     return torch.zeros(len(models), dtype=named[0][1].dtype, device=device)
@@ -237,13 +257,15 @@ def train_step(self:ParameterTrainer)->Float[Tensor,'M']: # Loss of each model
 @patch
 def identity(self:ParameterTrainer)->dict: # Plain values
     "What must be the same for a checkpoint to fit"
-    return run_identity(self.tasks, self.config, **self.more, groups=[list(g) for g in self.groups], start=self.start)
+    return run_identity(
+        self.tasks, self.config, **self.more, groups=[list(g) for g in self.groups], start=self.start)
 
 @patch
 def _own(self:ParameterTrainer)->dict:
     "Parameters and momentum, by name: the tensors themselves"
     named = [(f'{m}.{k}', p) for m,d in enumerate(self.models) for k,p in d.items()]
-    return {k: p.detach() for k,p in named} | {f'{k}.momentum': self.optimizer.state[p]['momentum_buffer'] for k,p in named}
+    return {k: p.detach() for k, p in named} | {
+        f'{k}.momentum': self.optimizer.state[p]['momentum_buffer'] for k, p in named}
 
 @patch
 def state(self:ParameterTrainer)->dict: # Tensors by name
@@ -276,7 +298,8 @@ def fit_parameters(
     loss:Callable, # `loss(models, task, image)` -> the M losses of a batch; `image` counts inside the task
     tasks:Sequence, # N tasks
     config:TrainConfig=TrainConfig(), # Optimiser, epochs, batch, seed
-    groups:Sequence|None=None, # Tasks of each model; its own for each task, or all for a single model, if None
+    # Tasks of each model; its own for each task, or all for a single model, if None
+    groups:Sequence|None=None,
     checkpoint:str|Path|None=None, # File to keep the state in; an interrupted run goes on from it
     progress:bool=True, # Show how far it is, on standard error
     identity:dict|None=None, # What else must agree for a checkpoint to fit, plain values
@@ -302,4 +325,6 @@ def unpack_models(
 )->list: # Parameters of each model, by name
     "What `pack_models` packed"
     found = [(*k.split('.', 2)[1:], v) for k,v in tensors.items() if k.startswith('model.')]
-    return [{k: v for n,k,v in found if int(n) == m} for m in range(1 + max((int(n) for n,*_ in found), default=-1))]
+    return [
+        {k: v for n, k, v in found if int(n) == m}
+        for m in range(1 + max((int(n) for n, *_ in found), default=-1))]
