@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, asdict, replace
 from datetime import datetime, timezone
-from html import escape
 from importlib.metadata import version, PackageNotFoundError
 from pathlib import Path
+from typing import Annotated, TypedDict
 
 # %% ../nbs/paper/08_hipro.ipynb #786b9804
+import msgspec
 import numpy as np
 import torch
 from fastcore.basics import first, patch, patch_to
@@ -26,8 +27,10 @@ from scipy import stats
 from torch import Tensor
 
 # %% ../nbs/paper/08_hipro.ipynb #42334960
-from .data import (BadData, FeatureStore, Features, FrozenCLIP, Split, Task, check_tasks,
-                           encode_tasks, load_tensors, save_tensors)
+from .data import BadData, FeatureStore, Features, FrozenCLIP, Plain, Split, Task, as_images
+from .data import as_kind, as_rows, check_names, check_tasks, encode_images, encode_tasks
+from .data import load_tensors, parse_json, save_tensors, settle_fork
+from .escape import html_table, markdown_table, markdown_text, plain_text, text_table
 from .clip import PromptTower, zero_shot_weights
 from .affinity import AffinityMeter
 from .tree import TaskTree, balanced_tree, flat_tree
@@ -47,15 +50,25 @@ class Result:
     predictions:dict|None = None # `{seed: {task: {'predicted': [...], 'true': [...]}}}` if they were kept
 
     def __post_init__(self):
-        rows = tuple(tuple(float(a) for a in row) for row in self.accuracy)
-        for k, v in dict(tasks=tuple(self.tasks), seeds=tuple(self.seeds), accuracy=rows).items():
+        who = self.method
+        if isinstance(self.tasks, str): raise BadData(f"{who}: tasks are one text; expected a name each")
+        try: rows = tuple(tuple(float(a) for a in row) for row in self.accuracy)
+        except (TypeError, ValueError) as e:
+            raise BadData(f"{who}: accuracies that are no numbers ({e})") from None
+        for k,v in dict(tasks=tuple(self.tasks), seeds=tuple(self.seeds), accuracy=rows).items():
             object.__setattr__(self, k, v)
-        if len(rows) != len(self.seeds):
-            raise BadData(f"{self.method}: {len(self.seeds)} seeds but {len(rows)} rows of accuracies")
-        if any(len(row) != len(self.tasks) for row in rows):
-            raise BadData(f"{self.method}: every row needs {len(self.tasks)} accuracies, one per task")
-        if len(set(self.seeds)) != len(self.seeds):
-            raise BadData(f"{self.method}: a seed occurs twice in {list(self.seeds)}")
+        _check_rows(self)
+
+def _check_rows(r:Result)->None:
+    "`BadData` unless there is a row for each seed, with a finite number for each task"
+    n, who = len(r.tasks), r.method
+    if len(r.accuracy) != len(r.seeds):
+        raise BadData(f"{who}: {len(r.seeds)} seeds but {len(r.accuracy)} rows of accuracies")
+    if any(len(row) != n for row in r.accuracy):
+        raise BadData(f"{who}: every row needs {n} accuracies, one per task")
+    if not np.isfinite(np.array(r.accuracy)).all():
+        raise BadData(f"{who}: an accuracy is not finite; expected percent")
+    if len(set(r.seeds)) != len(r.seeds): raise BadData(f"{who}: a seed occurs twice in {list(r.seeds)}")
 
 # %% ../nbs/paper/08_hipro.ipynb #fe60f76f
 @patch(as_prop=True)
@@ -123,26 +136,25 @@ def _runs(n:int # Number of runs
 
 def _cell(mean:float, std:float, n:int)->str: return f'{mean:.2f}' if n == 1 else f'{mean:.2f} ± {std:.2f}'
 
+def _grid(head:Sequence, rows:Sequence)->list:
+    "Cells of plain text as rows of `(text, is best)`"
+    return [[(str(c), False) for c in row] for row in (head, *rows)]
+
 @patch
 def to_markdown(self:Result)->str: # A table of tasks and accuracies
     "The result as a Markdown table, with the number of runs in its head"
     n = len(self.seeds)
-    lines = [f'| task | {self.method}, % ({_runs(n)}) |', '|---|---|']
-    return '\n'.join(lines + [f'| {t} | {_cell(m, s, n)} |' for t,m,s in self.rows()])
+    rows = [(t, _cell(m, s, n)) for t,m,s in self.rows()]
+    return markdown_table(_grid(['task', f'{self.method}, % ({_runs(n)})'], rows))
 
 # %% ../nbs/paper/08_hipro.ipynb #b0a6e572
-def _html_table(head:list, rows:list, caption:str,
-)->str: # HTML; every entry of `head`, `rows` and `caption` is already escaped
-    th = ''.join(f'<th>{h}</th>' for h in head)
-    body = ''.join('<tr>' + ''.join(f'<td>{c}</td>' for c in row) + '</tr>' for row in rows)
-    return f'<table><caption>{caption}</caption><thead><tr>{th}</tr></thead><tbody>{body}</tbody></table>'
-
 @patch
 def _repr_html_(self:Result)->str:
     n = len(self.seeds)
-    rows = [(escape(t), _cell(m, s, n)) for t,m,s in self.rows()]
-    about = f"accuracy, mean and population deviation, {_runs(n)}, seeds {', '.join(map(str, self.seeds))}"
-    return _html_table(['task', f'{escape(self.method)}, %'], rows, about)
+    rows = [(t, _cell(m, s, n)) for t,m,s in self.rows()]
+    seeds = ', '.join(map(str, self.seeds))
+    about = f'accuracy, mean and population deviation, {_runs(n)}, seeds {seeds}'
+    return html_table(_grid(['task', f'{self.method}, %'], rows), about)
 
 # %% ../nbs/paper/08_hipro.ipynb #d0c7b242
 def _revision()->str:
@@ -179,18 +191,55 @@ def to_json(self:Result)->str: # JSON, one result
     "The result as JSON, with settings and facts; `Result.from_json` reads it back"
     return json.dumps(asdict(self), indent=1, ensure_ascii=False)
 
+# %% ../nbs/paper/08_hipro.ipynb #aff92c13
+class _Kept(TypedDict):
+    predicted:list[int]
+    true:list[int]
+
+class _KeptOf(_Kept, total=False):
+    image:list[str|int]
+
+class _ResultMust(TypedDict):
+    method:str
+    tasks:Annotated[list[str], msgspec.Meta(min_length=1)]
+    seeds:Annotated[list[int], msgspec.Meta(min_length=1)]
+    accuracy:list[list[Annotated[float, msgspec.Meta(ge=0, le=100.0001)]]]
+
+class _ResultDict(_ResultMust, total=False):
+    settings:dict[str,Plain]
+    facts:dict[str,Plain]
+    predictions:dict[int,dict[str,_KeptOf]]|None
+
+class _Facts(TypedDict, total=False):
+    revision:str
+    device:str
+    date:str
+    versions:dict[str,str]
+
+# %% ../nbs/paper/08_hipro.ipynb #47d87e12
+@patch_to(Result, cls_method=True)
+def from_dict(cls,
+    d:dict, # What the JSON of a `Result` says
+    who:object = 'Result', # What holds it, for the message
+)->Result:
+    "A `Result` from plain values; raises `BadData` that names the place for anything else"
+    known = as_kind(d, _ResultDict, who)
+    as_kind(known.get('facts', {}), _Facts, f"{who}: facts")
+    check_names(known['tasks'], f"{who}: task")
+    for s,kept in (known.get('predictions') or {}).items():
+        if s not in known['seeds']: raise BadData(f"{who}: predictions of seed {s}, none of its seeds")
+        odd = first(t for t,p in kept.items() if len({len(v) for v in p.values()}) > 1)
+        if odd is not None: raise BadData(f"{who}: the predictions of seed {s} for {odd!r} differ in length")
+    try: return cls(**known)
+    except BadData as e: raise BadData(f"{who}: {e}") from None
+
 @patch_to(Result, cls_method=True)
 def from_json(cls,
     text:str, # What `to_json` wrote
 )->Result:
     "Reads a `Result` back; raises `BadData` for anything else"
-    try: d = json.loads(text)
-    except ValueError as e: raise BadData(f"not the JSON of a Result: {e}") from None
-    missing = {'method','tasks','seeds','accuracy'} - set(d) if isinstance(d, dict) else {'method'}
-    if missing: raise BadData(f"not the JSON of a Result: it has no {', '.join(sorted(missing))}")
-    d['tasks'], d['seeds'] = tuple(d['tasks']), tuple(d['seeds'])
-    if d.get('predictions'): d['predictions'] = {int(k): v for k,v in d['predictions'].items()}
-    return cls(**d)
+    who = "not the JSON of a Result"
+    return cls.from_dict(parse_json(text, dict[str,Plain], who), who)
 
 # %% ../nbs/paper/08_hipro.ipynb #87741242
 class Comparison:
@@ -202,8 +251,8 @@ class Comparison:
         if not self.results: raise BadData("nothing to compare: the list of results is empty")
         for r in self.results:
             if r.tasks != self.results[0].tasks:
-                raise BadData(
-                    f"cannot compare {r.method} with {self.results[0].method}: they were run on other tasks")
+                who = f"{r.method} with {self.results[0].method}"
+                raise BadData(f"cannot compare {who}: they were run on other tasks")
 
     def __repr__(self): return str(self)
     def __getitem__(self, method): return first(r for r in self.results if r.method == method)
@@ -220,48 +269,37 @@ def cells(self:Comparison)->list: # `(task, [(text, is best), ...])`
     "The table's text, row by row"
     table = []
     for rows in zip(*[r.rows() for r in self.results]):
-        best = max(m for _,m,_ in rows)
-        table.append(
-            (
-                rows[0][0],
-                [
-                    (_cell(m, s, len(r.seeds)), round(m, 2) == round(best, 2))
-                    for r, (_, m, s) in zip(self.results, rows)]))
+        best = round(max(m for _,m,_ in rows), 2)
+        numbers = [(m, s, len(r.seeds)) for r,(_,m,s) in zip(self.results, rows)]
+        table.append((rows[0][0], [(_cell(m, s, n), round(m, 2) == best) for m,s,n in numbers]))
     return table
 
 @patch
+def grid(self:Comparison)->list: # Rows of `(text, is best)`, the head first
+    "The table with its head, as the tables' writers take it"
+    head = [('task', False)] + [(r.method, False) for r in self.results]
+    return [head, *[[(t, False), *row] for t,row in self.cells()]]
+
+@patch
 def _about(self:Comparison)->str:
-    runs = {_runs(len(r.seeds)) for r in self.results}
-    return 'accuracy in %, mean ± population deviation, ' + (
-        runs.pop()
-        if len(runs) == 1
-        else '; '.join(f'{r.method}: {_runs(len(r.seeds))}' for r in self.results))
+    runs = {r.method: _runs(len(r.seeds)) for r in self.results}
+    alike = set(runs.values())
+    said = alike.pop() if len(alike) == 1 else '; '.join(f'{m}: {n}' for m,n in runs.items())
+    return f'accuracy in %, mean ± population deviation, {said}'
 
 # %% ../nbs/paper/08_hipro.ipynb #cb1c838b
 @patch
 def to_markdown(self:Comparison)->str: # The table with the best of every row between `**`
     "The comparison as a Markdown table"
-    head = ['task'] + [r.method for r in self.results]
-    rows = [[t.replace('|', '\\|')] + [f'**{c}**' if b else c for c,b in row] for t,row in self.cells()]
-    lines = ['| ' + ' | '.join(r) + ' |' for r in [head, ['---']*len(head), *rows]]
-    return '\n'.join(lines + ['', self._about()])
+    return f'{markdown_table(self.grid())}\n\n{markdown_text(self._about())}'
 
 @patch
-def _repr_html_(self:Comparison)->str:
-    rows = [[escape(t)] + [f'<b>{c}</b>' if b else c for c,b in row] for t,row in self.cells()]
-    return _html_table(['task'] + [escape(r.method) for r in self.results], rows, escape(self._about()))
+def _repr_html_(self:Comparison)->str: return html_table(self.grid(), self._about())
 
 @patch
 def __str__(self:Comparison)->str:
     "For a terminal: columns in line, the best of every row marked by `*`"
-    table = [['task'] + [r.method for r in self.results]] + [
-        [t] + [c + ('*' if b else ' ') for c, b in row] for t, row in self.cells()]
-    wide = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    return (
-        '\n'.join(
-            '  '.join([row[0].ljust(wide[0])] + [c.rjust(w) for c, w in zip(row[1:], wide[1:])]).rstrip()
-            for row in table)
-        + f'\n{self._about()}; * best')
+    return f'{text_table(self.grid())}\n{plain_text(self._about())}; * best'
 
 # %% ../nbs/paper/08_hipro.ipynb #172aab6d
 class Method:
@@ -270,15 +308,17 @@ class Method:
     title = 'method' # Name in tables
     kinds = {} # Every subclass by its name, for `Method.load`
     needs_images = False # Does it work on images, not on the frozen tower's features?
+    unused = () # Options of a run that it takes with its `config` and that change nothing in it
 
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model; None where only stored classifiers are used
-        store:FeatureStore|None = None, # Where image features are kept; memory by default
+        store:FeatureStore|None = None, # Where image features are kept, those of predicted images too; those of a fit's images in memory by default
         seed:int = 0, # Seed under which results are reported
     ):
-        self.clip, self.store, self.seed = clip, FeatureStore(None) if store is None else store, seed
+        self.clip, self.store, self.keeps, self.seed = (clip, FeatureStore(None) if store is None else store,
+                                                        store is not None, seed)
         self.made_with = None if clip is None else dict(name=clip.name, key=clip.key)
-        self.tasks, self.classnames, self.heads, self.scales = (), (), (), ()
+        self.tasks, self.classnames, self.heads, self.scales, self.record = (), (), (), (), None
 
     def __init_subclass__(cls): Method.kinds[cls.__name__] = cls
     def settings(self)->dict: # Plain data, ready for JSON
@@ -304,6 +344,7 @@ class Method:
 def _prepare(self:Method, tasks:Sequence, **kw)->list:
     "Checked tasks, as features; as images for a method that needs them"
     check_tasks(tasks)
+    settle_fork()
     if not self.needs_images: return encode_tasks(self.clip, tasks, self.store, **kw)
     odd = first(t.name for t in tasks if t.is_encoded)
     if odd is not None:
@@ -368,48 +409,74 @@ def _all_logits(self:Method, i:int, x)->Float[Tensor,'n K']:
     if self.needs_images:
         if self.clip is None: raise BadData("images need the model: load this method with `clip`")
         return self._image_logits(i, x)
-    d = x.shape[1] if self.heads[i] is None else self.heads[i].shape[1]
-    if x.ndim != 2 or x.shape[1] != d:
-        raise BadData(f"features of shape {tuple(x.shape)} do not fit a classifier of width {d}")
     return self._logits(i, x)
 
 # %% ../nbs/paper/08_hipro.ipynb #97408ce9
-Prediction = namedtuple('Prediction', 'probs names')
-
-def _as_many(images):
-    "A list of one where a single picture was given: a file, a PIL image, or an array `h w 3`"
-    single = (
-        isinstance(images, (str, Path))
-        or hasattr(images, 'convert')
-        or isinstance(images, (np.ndarray, Tensor))
-        and images.ndim == 3)
-    return [np.asarray(images) if isinstance(images, Tensor) else images] if single else images
+def _are_features(images)->bool:
+    "Features, or two axes of floats"
+    if isinstance(images, Tensor): return images.ndim == 2 and images.is_floating_point()
+    return (
+        isinstance(images, Features)
+        or isinstance(images, np.ndarray)
+        and images.ndim == 2
+        and images.dtype.kind == 'f')
 
 @patch
+def _width(self:Method, i:int)->int|None:
+    "Width of the features that task `i` takes, where it is known"
+    if self.heads[i] is not None: return self.heads[i].shape[1]
+    return None if self.clip is None else self.clip.embed_dim
+
+def _unit(x:Float[Tensor,'n d'], width:int|None)->Float[Tensor,'n d']:
+    """Features that can be classified: of that width, finite, and of unit norm, if need be by a division,
+    which is said"""
+    if width is not None and x.shape[1] != width:
+        raise BadData(f"features of shape {tuple(x.shape)} do not fit a classifier of width {width}")
+    norm = x.double().norm(dim=-1)
+    wrong = (~norm.isfinite() | (norm == 0)).nonzero()[:,0].tolist()
+    if wrong:
+        raise BadData(
+            f"the features at position {wrong[0]} are"
+            f" {'not finite' if not norm[wrong[0]].isfinite() else 'all zero'}, {len(wrong)} rows in all;"
+            " expected finite rows of unit norm")
+    if not len(x) or (norm - 1).abs().max() <= 1e-3: return x
+    warnings.warn(
+        'features that are not of unit norm were divided by their norms, since cosines are what is compared')
+    return (x / norm[:,None]).to(x.dtype)
+
+# %% ../nbs/paper/08_hipro.ipynb #0e29e4b8
+@patch
 def _features(self:Method, images)->Float[Tensor,'n d']:
+    "What was given as features, or the features of pictures; these are kept where a store was asked for"
     if isinstance(images, Features): return images.x
-    if isinstance(images, Tensor) and images.is_floating_point(): return images
+    if _are_features(images): return as_rows(images)
     if self.clip is None:
         raise BadData("images need the model: load this method with `clip`, or pass unit-norm features")
-    return self.store.features(self.clip, _as_many(images), progress=False)
+    if self.keeps: return self.store.features(self.clip, images, progress=False)
+    return encode_images(self.clip, images)
 
 @patch
 def _pictures(self:Method, images)->Split:
-    if isinstance(images, Split): return images
-    if isinstance(images, Features) or isinstance(images, Tensor) and images.is_floating_point():
+    "Pictures as a method that looks at them takes them"
+    if _are_features(images):
         raise BadData(f"{self.title} changes the image side and needs images, not features")
-    images = _as_many(images)
+    if isinstance(images, Split): return images
+    images = as_images(images)
     return Split(images, [0]*len(images))
+
+# %% ../nbs/paper/08_hipro.ipynb #3a6c584f
+Prediction = namedtuple('Prediction', 'probs names')
 
 @patch
 def predict(self:Method,
     task:str|int, # Name or index of a fitted task
-    images, # `Features`, unit-norm features `n d`, or images: paths, PIL images, arrays, or a single one
+    images, # `Features`, unit-norm features `n d`, or pictures in any form that `as_images` takes
 )->Prediction: # Probabilities `n K`, and the name of the likeliest class of each image
-    "Classifies images by the task's own classes"
+    "Classifies images by the task's own classes; changes nothing, so that any number of threads may call it"
     i = self.index(task)
-    probs = self._all_logits(
-        i, self._pictures(images) if self.needs_images else self._features(images)).softmax(1)
+    settle_fork()
+    x = self._pictures(images) if self.needs_images else _unit(self._features(images), self._width(i))
+    probs = self._all_logits(i, x).softmax(1)
     return Prediction(probs, [self.classnames[i][k] for k in probs.argmax(1).tolist()])
 
 # %% ../nbs/paper/08_hipro.ipynb #41ddcb88
@@ -431,10 +498,13 @@ def evaluate(self:Method,
 )->Result: # One run: accuracies on the test splits, in percent
     "Accuracy on the test split of every task"
     rows, kept = [], {}
-    for t in self._prepare(tasks):
+    for t in self._prepare(tasks, **({} if self.needs_images else dict(keep=self.keeps))):
         i = self._check_same(t)
         if len(t.test) == 0: raise BadData(f"task {t.name!r} has no test images to evaluate on")
-        predicted = self._all_logits(i, t.test if self.needs_images else t.test.x).argmax(1).cpu()
+        predicted = (
+            self._all_logits(i, t.test if self.needs_images else _unit(t.test.x, self._width(i)))
+            .argmax(1)
+            .cpu())
         rows.append(100 * (predicted == t.test.labels).double().mean().item())
         kept[t.name] = dict(predicted=predicted.tolist(), true=t.test.labels.tolist())
     facts = run_facts('cpu' if self.clip is None else str(self.clip.device))
@@ -694,13 +764,15 @@ def _state(self:HiPro)->tuple:
 @patch
 def save(self:Method,
     path:str|Path, # File to write, e.g. `hipro.safetensors`
+    record:dict|None = None, # What a run says of itself, plain data; `load` gives it back
 )->Path: # The file
     "Writes classifiers, prompts, tree and settings to one safetensors file, whole or not at all"
     if not self.heads: raise BadData(f"{self.title} has not been fitted yet: there is nothing to save")
     tensors, meta = self._state()
-    meta |= dict(kind='hipro_nb method', format=1, method=type(self).__name__, module=type(self).__module__,
-                 settings=self.settings(), tasks=list(self.tasks),
-                 classnames=[list(c) for c in self.classnames], clip=self.made_with, scales=list(self.scales))
+    kind = dict(kind='hipro_nb method', format=1, method=type(self).__name__, module=type(self).__module__)
+    meta |= kind | dict(settings=self.settings(), record=record, clip=self.made_with)
+    meta |= dict(
+        tasks=list(self.tasks), classnames=[list(c) for c in self.classnames], scales=list(self.scales))
     return save_tensors(
         path, {f'head.{i}': h for i, h in enumerate(self.heads) if h is not None} | tensors, meta)
 
@@ -751,7 +823,7 @@ def load(cls,
     _check_file(path, meta, clip, tasks)
     m = Method.kinds[meta['method']].from_settings(clip, meta['settings'], store=store)
     m.tasks, m.classnames = tuple(meta['tasks']), tuple(map(tuple, meta['classnames']))
-    m.scales, m.made_with = tuple(meta['scales']), meta['clip']
+    m.scales, m.made_with, m.record = tuple(meta['scales']), meta['clip'], meta.get('record')
     m._restore(tensors, meta)
     m.heads = tuple(tensors.get(f'head.{i}') for i in range(len(m.tasks)))
     return m
