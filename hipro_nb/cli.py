@@ -48,7 +48,7 @@ from .loop import NonFiniteLoss, first_difference
 from .train import TrainConfig, affinity_overhead, class_index
 from .views import encode_views, known_hash, warn_of_leaks
 from .datasets import list_datasets, load_tasks
-from .datasets.sources import check_class_names, check_table, read_classnames, rename_classes
+from .datasets.sources import check_class_names, check_table, name_classes, read_classnames
 from .baselines import METHODS, RUN_OPTIONS, method_options, option_default, run_options
 from .hipro import Method, Result, ZeroShot, compare, run_facts
 
@@ -183,7 +183,7 @@ def _named(tasks:list, folder:Path)->list:
     of one class"""
     table = read_classnames(folder)
     check_table(table, {c for t in tasks for c in t.classnames})
-    tasks = [rename_classes(t, table) for t in tasks]
+    tasks = name_classes(tasks, table)
     check_class_names(tasks)
     return tasks
 
