@@ -6,7 +6,6 @@
 __all__ = ['ImageTokens', 'VisualPromptMethod', 'VPT', 'MaPLe', 'MVLPT']
 
 # %% ../../nbs/methods/48_visual_prompts.ipynb #977d6a7d
-import hashlib
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,8 +21,7 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 # %% ../../nbs/methods/48_visual_prompts.ipynb #e21d8633
-from ..data import (BadData, FeatureStore, FrozenCLIP, Split, clean_name, decode_images,
-                           image_hash)
+from ..data import BadData, FeatureStore, FrozenCLIP, Split, clean_name, decode_images
 from ..clip import PromptTower, word_ctx, zero_shot_weights
 from ..train import TrainConfig, class_index
 from ..hipro import Method, task_templates
@@ -241,19 +239,11 @@ def _losses(self:VisualPromptMethod, models:list, task:Int64[Tensor,'B'], image:
     return self._totals(task_means(ce, task, len(self.labels)))
 
 # %% ../../nbs/methods/48_visual_prompts.ipynb #801609c9
-def _images_key(tasks)->str:
-    "SHA-256 of all training images and labels."
-    h = hashlib.sha256()
-    for t in tasks:
-        h.update(repr((t.name, t.classnames, t.train.labels.tolist())).encode())
-        for i in range(len(t.train)): h.update(image_hash(t.train.images[i]))
-    return h.hexdigest()[:16]
-
 @patch
-def _identity(self:VisualPromptMethod, tasks)->dict:
+def _identity(self:VisualPromptMethod)->dict:
     "What a checkpoint must agree in, besides the configuration."
     settings = {k:v for k,v in self.settings().items() if k not in ('config','memory')}
-    return dict(method=type(self).__name__, settings=settings, model=self.clip.key, images=_images_key(tasks))
+    return dict(method=type(self).__name__, settings=settings, model=self.clip.key)
 
 # %% ../../nbs/methods/48_visual_prompts.ipynb #3437833b
 @patch
@@ -264,7 +254,7 @@ def _fit(self:VisualPromptMethod, tasks, checkpoint, progress):
         run = fit_parameters([self._first(m) for m in range(len(self.groups))], self._losses, tasks,
                              self.config, groups=self.groups, progress=progress,
                              checkpoint=checkpoint and Path(checkpoint) / 'prompts.safetensors',
-                             identity=self._identity(tasks), desc=self.title)
+                             identity=self._identity(), desc=self.title)
         self.models,self.history,self._tokens = run.models,run.history,None
         self._settle()
 
