@@ -310,7 +310,8 @@ def check_arguments(
     low:dict, # Least value of some numbers
 )->None:
     "`check_setting` for all arguments, those for the constructors of the classes above too"
-    kinds = {n: p.annotation for c in reversed(cls.__mro__) for n,p in signature(c.__init__).parameters.items()}
+    kinds = {
+        n: p.annotation for c in reversed(cls.__mro__) for n, p in signature(c.__init__).parameters.items()}
     names = list(signature(cls.__init__).parameters)[1:]
     for name,value in [*zip(names, args), *kwargs.items()]:
         check_setting(name, value, kinds.get(name), low.get(name))

@@ -30,7 +30,8 @@ from .loop import NonFiniteLoss, check_finite, forget, run as run_loop, whole_st
 from .loss import member_mask
 
 # %% ../nbs/paper/06_train.ipynb #8324fd83
-_kinds = {int: 'a whole number', float: 'a finite number', bool: 'True or False', str: 'a text', type(None): 'None'}
+_kinds = {int: 'a whole number', float: 'a finite number', bool: 'True or False', str: 'a text',
+          type(None): 'None'}
 
 def _is_kind(value, kind:type)->bool:
     "Is a setting of a kind?"
@@ -93,7 +94,8 @@ class TrainConfig:
                 " 'bfloat16'")
         try: torch.device('cpu' if self.device is None else self.device)
         except RuntimeError:
-            raise ValueError(f"device is {self.device!r}; expected cpu, cuda, or one of several, as cuda:1") from None
+            raise ValueError(
+                f"device is {self.device!r}; expected cpu, cuda, or one of several, as cuda:1") from None
 
 # %% ../nbs/paper/06_train.ipynb #52a449c7
 def lr_at(

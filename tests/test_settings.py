@@ -1,4 +1,5 @@
 "Every setting that is made of a number, a switch or a name, against values that it cannot have: each is refused by its name, before anything is loaded or trained."
+
 import json
 import math
 from dataclasses import asdict, fields
@@ -12,7 +13,8 @@ from hipro_nb.data import BadData
 from hipro_nb.train import TrainConfig
 
 SCALARS = {int, float, bool, str, type(None)}
-ODD = ["x", "", 1.5, math.nan, math.inf, -1, True, None, [1], (), {}, b"1", 1j, 10**400, object(), TrainConfig]
+ODD = ["x", "", 1.5, math.nan, math.inf, -1, True, None, [1], (), {}, b"1", 1j, 10**400, object(),
+       TrainConfig]
 
 
 def parts(annotation): return getattr(annotation, "__args__", (annotation,))
@@ -57,7 +59,8 @@ def test_a_run(field):
 
 def arguments(make):
     "Annotations of all that a method is made with, the classes above it included."
-    found = {n: p.annotation for c in reversed(make.__mro__) for n, p in signature(c.__init__).parameters.items()}
+    found = {
+        n: p.annotation for c in reversed(make.__mro__) for n, p in signature(c.__init__).parameters.items()}
     return {n: a for n, a in found.items() if n not in ("self", "clip", "store", "args", "kwargs", "kw")}
 
 

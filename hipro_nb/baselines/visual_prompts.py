@@ -278,7 +278,8 @@ def _image_logits(self:VisualPromptMethod, i:int, images:Split)->Float[Tensor,'n
     prompts,w = self.visual[self.of[i]],self.text[i]
     out = [w.new_zeros(0, len(w))]
     for start in range(0, len(images), 64):
-        pixels = decode_images(self.clip, [images.images[j] for j in range(start, min(start+64, len(images)))])
+        pixels = decode_images(
+            self.clip, [images.images[j] for j in range(start, min(start + 64, len(images)))])
         out.append(self.scales[i] * self.tower(pixels, prompts).cpu().to(w) @ w.T)
     return torch.cat(out)
 
