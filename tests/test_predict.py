@@ -20,8 +20,10 @@ from torch.testing import assert_close
 
 import hipro_nb.data as data
 from hipro_nb.baselines import METHODS
+from hipro_nb.clip import PromptTower
 from hipro_nb.data import BadData, Features, FeatureStore, FrozenCLIP, Split, Task, encode_images
 from hipro_nb.hipro import Method, ZeroShot
+from hipro_nb.visual import DeepPromptTower
 
 CLASSES = ("red", "green", "blue", "yellow")
 
@@ -164,6 +166,22 @@ def forked_predictions():
 def test_after_a_fork():
     status, out, err = Forked("test_predict:forked_predictions", sys_path=[ROOT, ROOT / "tests"], both=True).wait(120)
     assert status == 0, out[-2000:]
+
+
+@pytest.mark.parametrize("kind", ["plain", "whole", "deep"])
+def test_text_towers(hasty, kind):
+    "A method whose prompts depend on the image runs the text tower under `predict`: each thread has its own context in it."
+    clip, names = make_clip(), ["red", "light green", "blue"]
+    tower = DeepPromptTower(clip, names, 2, whole=True) if kind == "deep" else PromptTower(clip, names, 2, whole=kind == "whole")
+    ctx = torch.randn(96, 2, 2, tower.width, generator=torch.Generator().manual_seed(0))
+    if kind != "deep": ctx = ctx[:, 0]
+    before = snapshot(tower)
+    with torch.no_grad(): right = [tower(c[None]) for c in ctx]
+    def run(c):
+        with torch.no_grad(): return tower(c[None])
+    with ThreadPoolExecutor(8) as pool:
+        for got, want in zip(pool.map(run, ctx), right): assert_close(got, want)
+    assert snapshot(tower) == before and not torch.equal(right[0], right[1])
 
 
 @pytest.mark.parametrize("x, why", [
