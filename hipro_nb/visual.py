@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 # %% ../nbs/methods/47_visual.ipynb #fd6ffe23
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from .data import BadData, FrozenCLIP
-from .clip import PromptTower, _embedding, _softmax, _text
+from .clip import PromptTower, _softmax
 
 # %% ../nbs/methods/47_visual.ipynb #b99e9a0b
 def has_blocks(
@@ -248,9 +248,10 @@ class DeepPromptTower(PromptTower):
         **kwargs, # Further arguments of `PromptTower`: dtype, chunk, recompute, whole
     ):
         super().__init__(clip, classnames, n_ctx, 'end', **kwargs)
-        if not hasattr(getattr(_text(clip.model), 'transformer', None), 'resblocks'):
-            raise BadData(f'model {clip.name!r}: its text tower, a {type(_text(clip.model)).__name__}, has no place for deep prompts; expected blocks of open_clip')
-        self.n_blocks = len(_text(clip.model).transformer.resblocks)
+        tower = clip.text_tower
+        if not hasattr(getattr(tower, 'transformer', None), 'resblocks'):
+            raise BadData(f'model {clip.name!r}: its text tower, a {type(tower).__name__}, has no place for deep prompts; expected blocks of open_clip')
+        self.n_blocks = len(tower.transformer.resblocks)
 
 @patch
 def _check(self:DeepPromptTower, ctx:Tensor, node:Tensor, cls:Tensor)->None:
@@ -285,7 +286,7 @@ def _whole(self:DeepPromptTower, node:Tensor, cls:Tensor, ctx:Tensor)->Tensor:
     "Features of pairs through the model's own `encode_text`, each block's context put in before it."
     where,fill = self.slots[cls][...,None].expand(-1, -1, self.width),ctx[node]
     enter = lambda l: lambda _,args: (args[0].scatter(1, where, fill[:,l].to(args[0].dtype)),*args[1:])
-    blocks = _text(self.clip.model).transformer.resblocks
+    blocks = self.clip.text_tower.transformer.resblocks
     hooks = [blocks[l].register_forward_pre_hook(enter(l)) for l in range(1, ctx.shape[1])]
     try: return PromptTower._whole(self, node, cls, ctx[:,0])
     finally:
