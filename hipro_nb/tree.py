@@ -6,16 +6,20 @@
 __all__ = ['TaskTree', 'balanced_tree', 'random_tree', 'flat_tree', 'plot_tree', 'plot_affinity']
 
 # %% ../nbs/paper/05_tree.ipynb #6ed3e5ab
+import itertools
 from dataclasses import dataclass
-from html import escape
-from math import ceil, log2
+from math import ceil, isfinite, log2
+from typing import TypedDict
 
 import matplotlib.pyplot as plt
+import msgspec
 import numpy as np
 from fastcore.basics import patch, patch_to
 from jaxtyping import Float, Num
 from matplotlib.axes import Axes
 from torch import Tensor
+
+from .escape import html_text, plain_text
 
 # %% ../nbs/paper/05_tree.ipynb #2aa5aacf
 def _to_grid(a):
@@ -36,16 +40,26 @@ def _checked(affinity, tol=1e-5):
     return off/2 + off.T/2
 
 # %% ../nbs/paper/05_tree.ipynb #bee4c459
+_incomplete = 'each internal node needs its children and its height'
+
 def _fault(groups, n_tasks, merges, heights):
-    "What keeps these from being a task tree; None if nothing does."
-    if n_tasks < 1 or groups[:n_tasks] != tuple((i,) for i in range(n_tasks)): return f'the first {n_tasks} nodes must be the leaves of the tasks'
-    if not len(groups) - n_tasks == len(merges) == len(heights): return 'each internal node needs its children and its height'
+    "What keeps these from being a task tree; None if nothing does"
+    if n_tasks < 1 or len(groups) - n_tasks != len(merges): return _incomplete
+    if groups[:n_tasks] != tuple((i,) for i in range(n_tasks)):
+        return f'the first {n_tasks} nodes must be the leaves of the tasks'
     used = set()
     for node, (group, children) in enumerate(zip(groups[n_tasks:], merges), n_tasks):
-        if len(children) < 2 or any(not 0 <= c < node or c in used for c in children): return f'node {node} cannot have the children {children}'
-        if group != tuple(sorted(i for c in children for i in groups[c])): return f'node {node} does not hold the tasks of its children'
+        if len(children) < 2 or any(not 0 <= c < node or c in used for c in children):
+            return f'node {node} cannot have the children {children}'
+        if group != tuple(sorted(itertools.chain.from_iterable(groups[c] for c in children))):
+            return f'node {node} does not hold the tasks of its children'
         used.update(children)
     if len(groups[-1]) != n_tasks: return 'the last node must hold all tasks'
+    return _fault_of_heights(heights, len(merges))
+
+def _fault_of_heights(heights, n):
+    "What is wrong with the heights of `n` internal nodes; None if nothing is"
+    if len(heights) != n or not all(map(isfinite, heights)): return _incomplete
     if any(a > b for a, b in zip(heights, heights[1:])): return 'heights must not fall from one merge to the next'
 
 # %% ../nbs/paper/05_tree.ipynb #ee0df522
@@ -59,17 +73,39 @@ class TaskTree:
     affinities:tuple[float,...]=() # Eq. 4 for the two children of each internal node; empty if not clustered
 
     def __post_init__(self):
-        if fault := _fault(self.groups, self.n_tasks, self.merges, self.heights): raise ValueError(f'not a task tree: {fault}')
+        fault = _fault(self.groups, self.n_tasks, self.merges, self.heights)
+        if not fault and len(self.affinities) not in (0, len(self.merges)):
+            fault = 'each internal node needs an affinity, or none'
+        if fault: raise ValueError(f'not a task tree: {fault}')
 
     def __len__(self): return len(self.groups)
     def __repr__(self): return f'TaskTree({self.n_tasks} tasks, {len(self)} nodes)'
 
 # %% ../nbs/paper/05_tree.ipynb #bbf7e9ee
+def _check_sizes(n_tasks, merges, most=2**25):
+    "`ValueError` for children that are no nodes yet, or too few, or for groups too large"
+    if n_tasks < 1 or sum(map(len, merges)) != n_tasks + len(merges) - 1:
+        raise ValueError(f'not a task tree: {n_tasks} tasks and {len(merges)} merges need another number of '
+                         'children; the last node must hold all tasks')
+    sizes = [1]*n_tasks
+    for node, children in enumerate(merges, n_tasks):
+        if not all(0 <= c < node for c in children):
+            raise ValueError(f'not a task tree: node {node} cannot have the children {list(children)}')
+        sizes.append(sum(sizes[c] for c in children))
+        if sizes[-1] > n_tasks:
+            raise ValueError(f'not a task tree: node {node} holds more than {n_tasks} tasks')
+    if sum(sizes) > most:
+        raise ValueError(f'a tree whose groups hold {sum(sizes):,} tasks in all: expected at most {most:,}, '
+                         'as in a balanced tree')
+
 def _grow(n_tasks, merges, heights, affinities=()):
-    "The `TaskTree` that these merges make."
+    "The `TaskTree` that these merges make"
+    _check_sizes(n_tasks, merges)
     groups = [(i,) for i in range(n_tasks)]
-    for children in merges: groups.append(tuple(sorted(i for c in children for i in groups[c])))
-    return TaskTree(tuple(groups), n_tasks, tuple(tuple(map(int, c)) for c in merges), tuple(map(float, heights)), tuple(map(float, affinities)))
+    for children in merges:
+        groups.append(tuple(sorted(itertools.chain.from_iterable(groups[c] for c in children))))
+    merges = tuple(tuple(map(int, c)) for c in merges)
+    return TaskTree(tuple(groups), n_tasks, merges, tuple(map(float, heights)), tuple(map(float, affinities)))
 
 # %% ../nbs/paper/05_tree.ipynb #e1393889
 class _Clusters:
@@ -167,9 +203,11 @@ def to_linkage(self:TaskTree)->Float[np.ndarray,'merges 4']: # Rows of two clust
 # %% ../nbs/paper/05_tree.ipynb #85aabd8e
 @patch(as_prop=True)
 def parent(self:TaskTree)->tuple[int|None,...]: # Parent of each node; None for the root
-    "The parent of every node."
-    up = {c: node for node, children in enumerate(self.merges, self.n_tasks) for c in children}
-    return tuple(up.get(m) for m in range(len(self)))
+    "The parent of every node"
+    if '_parent' not in self.__dict__: # once for the paths of all tasks
+        up = {c: node for node, children in enumerate(self.merges, self.n_tasks) for c in children}
+        object.__setattr__(self, '_parent', tuple(up.get(m) for m in range(len(self))))
+    return self._parent
 
 # %% ../nbs/paper/05_tree.ipynb #964f7a0f
 @patch
@@ -205,23 +243,30 @@ def to_dict(self:TaskTree)->dict: # Lists and numbers only
     return dict(n_tasks=self.n_tasks, merges=[list(c) for c in self.merges], heights=list(self.heights), affinities=list(self.affinities))
 
 # %% ../nbs/paper/05_tree.ipynb #76b03585
+class _TreeMerges(TypedDict):
+    n_tasks:int
+    merges:list[list[int]]
+    heights:list[float]
+
+class _TreeDict(_TreeMerges, total=False):
+    affinities:list[float]
+
 @patch_to(TaskTree, cls_method=True)
 def from_dict(cls,
     d:dict, # As `to_dict` gives it
 )->TaskTree: # An equal tree
-    "The tree of a dictionary. Raises `ValueError` if it describes none."
-    if missing := {'n_tasks', 'merges', 'heights'} - set(d): raise ValueError(f'not a task tree: {sorted(missing)} missing')
-    n = d['n_tasks']
-    for node, children in enumerate(d['merges'], n):
-        if not all(0 <= c < node for c in children): raise ValueError(f'not a task tree: node {node} cannot have the children {children}')
-    return _grow(n, d['merges'], d['heights'], d.get('affinities', ()))
+    "The tree of a dictionary. Raises `ValueError` that names the place if it describes none"
+    try: known = msgspec.convert(d, _TreeDict)
+    except (ValueError, RecursionError) as e: raise ValueError(f'not a task tree: {e}') from None
+    return _grow(known['n_tasks'], known['merges'], known['heights'], known.get('affinities', ()))
 
 # %% ../nbs/paper/05_tree.ipynb #97e1eff5
 @patch(as_prop=True)
 def order(self:TaskTree)->tuple[int,...]: # Task indices from left to right
-    "The tasks in clustering order."
+    "The tasks in clustering order"
     leaves = [(i,) for i in range(self.n_tasks)]
-    for children in self.merges: leaves.append(sum((leaves[c] for c in children), ()))
+    for children in self.merges:
+        leaves.append(tuple(itertools.chain.from_iterable(leaves[c] for c in children)))
     return leaves[-1]
 
 def _layout(tree):
@@ -235,23 +280,28 @@ def _layout(tree):
 
 # %% ../nbs/paper/05_tree.ipynb #1068ab3e
 def _named(tree, names):
-    "The names as strings, or task numbers; raises `ValueError` if their number is not N."
+    "The names as lines of text, or task numbers; raises `ValueError` if their number is not N"
     if names is None: return [f'task {i}' for i in range(tree.n_tasks)]
     if len(names) != tree.n_tasks: raise ValueError(f'{len(names)} names for a tree of {tree.n_tasks} tasks')
-    return [n if len(n) <= 40 else n[:39] + '…' for n in map(str, names)]
+    return [n if len(n) <= 40 else n[:39] + '…' for n in map(plain_text, names)]
 
 @patch
 def to_svg(self:TaskTree,
     names:list[str]|tuple[str,...]|None=None, # Task names; numbers if None
 )->str: # An svg element that inherits the page's text colour
-    "The tree as a drawing, root to the right."
-    at, level = _layout(self)
-    left, step, wide = 10 + 7*max(map(len, _named(self, names))), 20, 46
+    "The tree as a drawing, root to the right"
+    (at, level), texts = _layout(self), _named(self, names)
+    left, step, wide = 10 + 7*max(map(len, texts)), 20, 46
     x, y = [left + wide*l for l in level], [step*(a + .7) for a in at]
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + wide*level[-1] + 40}" height="{step*(self.n_tasks + .6):.0f}" font-family="sans-serif" font-size="12" fill="currentColor" stroke="none">']
-    for i, name in enumerate(_named(self, names)): out.append(f'<text x="{left-6}" y="{y[i]+4:.1f}" text-anchor="end">{escape(name)}</text>')
+    size = f'width="{left + wide*level[-1] + 40}" height="{step*(self.n_tasks + .6):.0f}"'
+    font = 'font-family="sans-serif" font-size="12" fill="currentColor" stroke="none"'
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font}>']
+    for i, name in enumerate(texts):
+        out.append(f'<text x="{left-6}" y="{y[i]+4:.1f}" text-anchor="end">{html_text(name)}</text>')
     for node, children in enumerate(self.merges, self.n_tasks):
-        for c in children: out.append(f'<path d="M{x[c]} {y[c]:.1f}H{x[node]}V{y[node]:.1f}" fill="none" stroke="currentColor"/>')
+        for c in children:
+            line = f'M{x[c]} {y[c]:.1f}H{x[node]}V{y[node]:.1f}'
+            out.append(f'<path d="{line}" fill="none" stroke="currentColor"/>')
         out.append(f'<text x="{x[node]+4}" y="{y[node]-3:.1f}" font-size="10">{node}</text>')
     return '\n'.join(out + ['</svg>'])
 

@@ -51,7 +51,7 @@ def is_exported(c): return bool(c["directives"].keys() & {"export", "exports", "
 def code_of(c):
     "Python of a code cell, magics and shell lines left out; None for a cell in another language."
     if re.match(r"\s*%%", re.sub(r"^#\|.*\n", "", c["source"], flags=re.M)): return None
-    return re.sub(r"^\s*[%!].*$", "pass", c["source"], flags=re.M)
+    return re.sub(r"^\s*(%|!(?!=)).*$", "pass", c["source"], flags=re.M)
 
 
 def tree_of(c): code = code_of(c); return ast.parse(code) if code is not None else ast.parse("")
