@@ -35,7 +35,8 @@ setuptools.setup(
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split(), "hf": cfg["hf_requirements"].split()},  # hf: Hugging Face data sets
+    # hf: Hugging Face data sets
+    extras_require={"dev": cfg["dev_requirements"].split(), "hf": cfg["hf_requirements"].split()},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{lib}={lib}._modidx:d"],  # where nbdev looks up what a name in backticks links to

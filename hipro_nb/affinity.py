@@ -31,22 +31,27 @@ def pair_mean(
     count:Float[Tensor,'N N'], # Number of snapshots that each pair was seen in, |Q|
     unseen:float|None=None, # Value for a pair never seen together; None refuses
 )->Float[Tensor,'N N']: # Mean affinity of each pair
-    "Mean over the snapshots that hold both tasks; `ValueError` naming the first pair of tasks never seen together"
+    """Mean over the snapshots that hold both tasks; `ValueError` naming the first pair of tasks never seen
+    together"""
     never = count == 0
     if unseen is None and never.any():
         i, j = never.nonzero()[0].tolist()
-        raise ValueError(f"tasks {i} and {j} were never in one batch: their affinity is unknown. Expected more snapshots or larger batches, or unseen=0.")
+        raise ValueError(
+            f"tasks {i} and {j} were never in one batch: their affinity is unknown. Expected more snapshots"
+            " or larger batches, or unseen=0.")
     return torch.where(never, unseen or 0., total / count.clamp(min=1))
 
 # %% ../nbs/paper/04_affinity.ipynb #53797b6c
 def affinity_matrix(
-    grads:Float[Tensor,'*S N p'], # Gradient of each task's loss w.r.t. the shared prompt, of one or more snapshots
+    # Gradient of each task's loss w.r.t. the shared prompt, of one or more snapshots
+    grads:Float[Tensor,'*S N p'],
     kind:str='dot', # `dot` (Eq. 3) or `cosine`
     present:Bool[Tensor,'*S N']|None=None, # Which tasks each snapshot's batch held, default all
     unseen:float|None=None, # Value for a pair never seen together; None refuses
 )->Float[Tensor,'N N']: # Mean of Eq. 3 over the snapshots that hold both tasks
     "Inter-task affinity; `ValueError` for gradients that are not finite or a pair never seen together"
-    if not grads.isfinite().all(): raise ValueError("a gradient is not finite; expected finite gradients of finite losses")
+    if not grads.isfinite().all():
+        raise ValueError("a gradient is not finite; expected finite gradients of finite losses")
     d = task_products(grads, kind).reshape(-1, grads.shape[-2], grads.shape[-2])
     seen = torch.ones(d.shape[:2], device=d.device) if present is None else present.reshape(d.shape[:2]).to(d)
     both = (seen[:, :, None] * seen[:, None, :]).to(d)
@@ -114,12 +119,16 @@ class AffinityMeter:
         every:int=5, # Steps from one snapshot to the next
         kind:str='dot', # `dot` (Eq. 3) or `cosine`
     ):
-        if n_tasks < 1 or every < 1: raise ValueError(f"n_tasks is {n_tasks}, every is {every}; expected 1 or more")
+        if n_tasks < 1 or every < 1:
+            raise ValueError(f"n_tasks is {n_tasks}, every is {every}; expected 1 or more")
         store_attr()
         self.total = torch.zeros(0, n_tasks, n_tasks, dtype=torch.float64)
         self.count = torch.zeros(n_tasks, n_tasks, dtype=torch.float64)
 
-    def __repr__(self): return f"AffinityMeter({self.n_tasks} tasks, {self.kind}, every {self.every} steps, {int(self.count.max())} snapshots of {len(self.total)} prompts)"
+    def __repr__(self):
+        return (
+            f"AffinityMeter({self.n_tasks} tasks, {self.kind}, every {self.every} steps,"
+            f" {int(self.count.max())} snapshots of {len(self.total)} prompts)")
 
 # %% ../nbs/paper/04_affinity.ipynb #689c130c
 @patch
@@ -136,9 +145,11 @@ def update(self:AffinityMeter,
     present:Bool[Tensor,'N']|None=None, # Which tasks the batch held, default all
 ):
     "Add one snapshot; `ValueError` if the number of tasks or prompts changed"
-    if grads.shape[1] != self.n_tasks: raise ValueError(f"gradients of {grads.shape[1]} tasks; the meter expected {self.n_tasks}")
+    if grads.shape[1] != self.n_tasks:
+        raise ValueError(f"gradients of {grads.shape[1]} tasks; the meter expected {self.n_tasks}")
     if not len(self.total): self.total = self.total.new_zeros(len(grads), self.n_tasks, self.n_tasks)
-    if len(grads) != len(self.total): raise ValueError(f"gradients of {len(grads)} prompts; the meter expected {len(self.total)}")
+    if len(grads) != len(self.total):
+        raise ValueError(f"gradients of {len(grads)} prompts; the meter expected {len(self.total)}")
     seen = torch.ones(self.n_tasks) if present is None else present
     both = torch.outer(seen.to(self.count), seen.to(self.count))
     self.total += task_products(grads.detach(), self.kind).to(self.total) * both
@@ -151,7 +162,8 @@ def affinity(self:AffinityMeter,
     unseen:float|None=None, # Value for a pair never seen together; None refuses
 )->Float[Tensor,'*S N N']: # Mean over the snapshots that hold both tasks
     "The affinity collected so far; `ValueError` before the first snapshot or for a pair never seen together"
-    if not len(self.total): raise ValueError("the meter holds no snapshot; expected training with meter=... first")
+    if not len(self.total):
+        raise ValueError("the meter holds no snapshot; expected training with meter=... first")
     if per_prompt: return torch.stack([pair_mean(t, self.count, unseen) for t in self.total])
     return pair_mean(self.total.mean(0), self.count, unseen)
 

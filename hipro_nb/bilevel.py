@@ -19,18 +19,27 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 # %% ../nbs/scheduling/60_bilevel.ipynb #787d96ce
 class IHVPError(ArithmeticError): "No inverse-Hessian-vector product can be given; the message says why"
 class SeriesDiverges(IHVPError): "A term of the Neumann series is longer than the one before"
-class NegativeCurvature(IHVPError): "Conjugate gradients met a direction in which the loss does not curve upwards"
+class NegativeCurvature(IHVPError):
+    "Conjugate gradients met a direction in which the loss does not curve upwards"
+
+
 class NotFinite(IHVPError): "A loss, a gradient or a term is infinite or not a number"
 
 def _grad(outputs, inputs, counts=None, what='', v=None, **kwargs):
-    "One gradient call, counted under `what`: a tensor for each of `inputs`, zeros where nothing depends on it."
+    """One gradient call, counted under `what`: a tensor for each of `inputs`, zeros where nothing depends on
+    it."""
     if counts is not None: counts[what] += 1
     pairs = [(o, w) for o, w in zip(outputs, v or [None]*len(outputs)) if o.requires_grad]
     if not pairs: return [torch.zeros_like(i) for i in inputs]
-    try: return list(torch.autograd.grad([o for o,_ in pairs], inputs, [w for _,w in pairs], allow_unused=True, materialize_grads=True, **kwargs))
+    try:
+        return list(
+            torch.autograd.grad([o for o, _ in pairs], inputs, [w for _, w in pairs], allow_unused=True,
+                                materialize_grads=True, **kwargs))
     except RuntimeError as e:
         if 'is not implemented' not in str(e): raise
-        raise IHVPError(f'{e}: it has no second derivative. For attention, compute the losses inside `with twice_differentiable():`') from e
+        raise IHVPError(
+            f'{e}: it has no second derivative. For attention, compute the losses inside `with'
+            ' twice_differentiable():`') from e
 
 # %% ../nbs/scheduling/60_bilevel.ipynb #4f90dc24
 def hessian_product(
@@ -57,15 +66,21 @@ def _unit(v):
 
 # %% ../nbs/scheduling/60_bilevel.ipynb #3f43849e
 def _check_terms(squares, alpha, growth, eps):
-    "Refuse a series of terms with these squared lengths if one is not finite or longer than `growth` times the one before."
+    """Refuse a series of terms with these squared lengths if one is not finite or longer than `growth` times
+    the one before."""
     lengths = torch.stack(squares).double().sqrt()
-    if not lengths.isfinite().all(): raise NotFinite(f'term {int((~lengths.isfinite()).nonzero()[0])} of the Neumann series is not finite: expected finite losses and gradients, and alpha below 2 / largest curvature, not {alpha:.3g}')
+    if not lengths.isfinite().all():
+        raise NotFinite(
+            f'term {int((~lengths.isfinite()).nonzero()[0])} of the Neumann series is not finite: expected'
+            f' finite losses and gradients, and alpha below 2 / largest curvature, not {alpha:.3g}')
     grown = lengths[1:] > growth * (1 + eps**.5) * lengths[:-1]
     if not grown.any(): return
     j = int(grown.nonzero()[0])
     r = (lengths[j+1] / lengths[j]).item()
-    raise SeriesDiverges(f'the Neumann series diverges: term {j+1} is {r:.4g} times as long as term {j}, so a curvature is above {(1+r)/alpha:.4g} or below {(1-r)/alpha:.4g}; '
-        f'expected all between 0 and 2/alpha = {2/alpha:.4g}. A smaller alpha helps against the first, damping against the second')
+    raise SeriesDiverges(
+        f'the Neumann series diverges: term {j+1} is {r:.4g} times as long as term {j}, so a curvature is'
+        f' above {(1+r)/alpha:.4g} or below {(1-r)/alpha:.4g}; expected all between 0 and 2/alpha ='
+        f' {2/alpha:.4g}. A smaller alpha helps against the first, damping against the second')
 
 # %% ../nbs/scheduling/60_bilevel.ipynb #04bce52b
 def neumann_ihvp(
@@ -78,7 +93,8 @@ def neumann_ihvp(
     growth:float=1., # Longest that a term may be, in lengths of the one before
     counts:Counter|None=None, # Counts gradient calls
 )->list[Float[Tensor,'...']]: # About A⁻¹v, shaped as θ
-    "The inverse Hessian times `v` by the truncated Neumann series. Raises `SeriesDiverges` if a term grows, `NotFinite`, `ValueError` for a depth below 0 or an alpha not above 0."
+    """The inverse Hessian times `v` by the truncated Neumann series. Raises `SeriesDiverges` if a term grows,
+    `NotFinite`, `ValueError` for a depth below 0 or an alpha not above 0."""
     if depth < 0: raise ValueError(f'depth is {depth}; expected 0 or more')
     if alpha is None: alpha = _safe_alpha(grads, params, damping, counts)
     if alpha <= 0: raise ValueError(f'alpha is {alpha}; expected a step above 0')
@@ -98,11 +114,13 @@ def largest_curvature(
     grads:Sequence[Float[Tensor,'...']], # Gradient of the training loss, taken with `create_graph=True`
     params:Sequence[Float[Tensor,'...']], # θ
     steps:int=10, # Hessian products to spend
-    start:Sequence[Float[Tensor,'...']]|None=None, # Vector to start from, such as the one returned last time; None draws one
+    # Vector to start from, such as the one returned last time; None draws one
+    start:Sequence[Float[Tensor,'...']]|None=None,
     damping:float=0., # δ: of A + δI
     counts:Counter|None=None, # Counts gradient calls
 )->tuple[Float[Tensor,''], list[Float[Tensor,'...']]]: # Estimate from below of the largest |λ|; its direction, length 1
-    "Size of the largest curvature by power iteration, with the direction. Raises `ValueError` without a step."
+    """Size of the largest curvature by power iteration, with the direction. Raises `ValueError` without a
+    step."""
     if steps < 1: raise ValueError(f'steps is {steps}; expected 1 or more')
     gen = torch.Generator().manual_seed(0)
     u = _unit([torch.randn(q.shape, generator=gen).to(q) for q in params] if start is None else start)
@@ -116,8 +134,12 @@ def largest_curvature(
 def _safe_alpha(grads, params, damping=0., counts=None):
     "1 / `largest_curvature`, as a number. Raises `NotFinite`, or `IHVPError` if there is no curvature."
     size = largest_curvature(grads, params, damping=damping, counts=counts)[0].item()
-    if not size < float('inf'): raise NotFinite(f'the largest curvature is {size}; expected finite losses and gradients')
-    if size == 0: raise IHVPError('the training loss has no curvature at these parameters, so its Hessian has no inverse; expected a loss that is not linear in them')
+    if not size < float('inf'):
+        raise NotFinite(f'the largest curvature is {size}; expected finite losses and gradients')
+    if size == 0:
+        raise IHVPError(
+            'the training loss has no curvature at these parameters, so its Hessian has no inverse; expected'
+            ' a loss that is not linear in them')
     return 1/size
 
 # %% ../nbs/scheduling/60_bilevel.ipynb #8cab6f6f
@@ -129,7 +151,8 @@ def cg_ihvp(
     damping:float=0., # δ: invert A + δI
     counts:Counter|None=None, # Counts gradient calls
 )->list[Float[Tensor,'...']]: # About A⁻¹v, shaped as θ
-    "The inverse Hessian times `v` by `depth` steps of conjugate gradients. Raises `NegativeCurvature`, `NotFinite`, `ValueError` for a depth below 1."
+    """The inverse Hessian times `v` by `depth` steps of conjugate gradients. Raises `NegativeCurvature`,
+    `NotFinite`, `ValueError` for a depth below 1."""
     if depth < 1: raise ValueError(f'depth is {depth}; expected 1 or more for conjugate gradients')
     x, r, d = [torch.zeros_like(q) for q in v], list(v), list(v)
     rr = _dot(r, r)
@@ -138,8 +161,14 @@ def cg_ihvp(
         if rr <= small: break
         ad = hessian_product(grads, params, d, damping, counts)
         curve = _dot(d, ad)
-        if not curve.isfinite(): raise NotFinite(f'step {k} of conjugate gradients met a value that is not finite; expected finite losses and gradients')
-        if curve <= 0: raise NegativeCurvature(f'step {k} of conjugate gradients met curvature {(curve/_dot(d, d)).item():.3g}; expected a positive definite Hessian. Damping above the most negative curvature makes it so')
+        if not curve.isfinite():
+            raise NotFinite(
+                f'step {k} of conjugate gradients met a value that is not finite; expected finite losses and'
+                ' gradients')
+        if curve <= 0:
+            raise NegativeCurvature(
+                f'step {k} of conjugate gradients met curvature {(curve/_dot(d, d)).item():.3g}; expected a'
+                ' positive definite Hessian. Damping above the most negative curvature makes it so')
         x, r = [q + rr/curve*w for q, w in zip(x, d)], [q - rr/curve*w for q, w in zip(r, ad)]
         last, rr = rr, _dot(r, r)
         d = [q + rr/last*w for q, w in zip(r, d)]
@@ -149,13 +178,18 @@ def cg_ihvp(
 METHODS = 'neumann', 'cg'
 
 def _check_arguments(losses, params, hyper, method, alpha, growth):
-    "Refuse losses that are no scalars with a graph, tensors without gradient, an unknown `method`, settings it does not have."
+    """Refuse losses that are no scalars with a graph, tensors without gradient, an unknown `method`, settings
+    it does not have."""
     if method not in METHODS: raise ValueError(f'method is {method!r}; expected one of {METHODS}')
-    if method == 'cg' and not (alpha is None and growth == 1): raise ValueError("method='cg' has no alpha and no growth; expected them at their defaults")
+    if method == 'cg' and not (alpha is None and growth == 1):
+        raise ValueError("method='cg' has no alpha and no growth; expected them at their defaults")
     if not params: raise ValueError('there are no parameters; expected at least one tensor')
     for name, loss in losses.items():
-        if loss.numel() != 1: raise ValueError(f'{name} has shape {tuple(loss.shape)}; expected a single number')
-        if not loss.requires_grad: raise ValueError(f'{name} has no graph; expected it computed from the parameters with gradients on')
+        if loss.numel() != 1:
+            raise ValueError(f'{name} has shape {tuple(loss.shape)}; expected a single number')
+        if not loss.requires_grad:
+            raise ValueError(
+                f'{name} has no graph; expected it computed from the parameters with gradients on')
         if not loss.isfinite(): raise NotFinite(f'{name} is {loss.item()}')
     for name, tensors in (('parameter', params), ('hyper-parameter', hyper)):
         for i, q in enumerate(tensors):
@@ -174,17 +208,21 @@ def hypergradient(
     growth:float=1., # Longest that a term of the series may be, in lengths of the one before
     counts:Counter|None=None, # Counts gradient calls
 )->tuple[Float[Tensor,'...'], ...]: # dL_val/dΩ, a tensor for each of `hyper`, in order
-    "Gradient of `val_loss` with respect to `hyper` through the end of training, Eq. 3. Raises `IHVPError`, `ValueError` for arguments that do not fit."
+    """Gradient of `val_loss` with respect to `hyper` through the end of training, Eq. 3. Raises `IHVPError`,
+    `ValueError` for arguments that do not fit."""
     params, hyper = list(params), list(hyper)
     _check_arguments(dict(val_loss=val_loss, train_loss=train_loss), params, hyper, method, alpha, growth)
     v = _grad([val_loss], params + hyper, counts, 'val', retain_graph=True)
     v, direct = v[:len(params)], v[len(params):]
     grads = _grad([train_loss], params, counts, 'train', create_graph=True)
-    if method == 'neumann': p = neumann_ihvp(grads, params, v, depth, alpha, damping, growth, counts)
+    if method == 'neumann':p = neumann_ihvp(grads, params, v, depth, alpha, damping, growth, counts)
     else: p = cg_ihvp(grads, params, v, depth, damping, counts)
     mixed = _grad(grads, hyper, counts, 'mixed', p)
     res = tuple(d - m for d, m in zip(direct, mixed))
-    if not all(r.isfinite().all() for r in res): raise NotFinite('the hypergradient is not finite; expected a training gradient that is smooth in the hyper-parameters')
+    if not all(r.isfinite().all() for r in res):
+        raise NotFinite(
+            'the hypergradient is not finite; expected a training gradient that is smooth in the'
+            ' hyper-parameters')
     return res
 
 # %% ../nbs/scheduling/60_bilevel.ipynb #1c3c4154
@@ -198,6 +236,9 @@ def gradient_calls(
     depth:int=3, # Hessian products in an upper step, H
     every:int=10, # Lower steps from one upper step to the next, M
 )->float: # N + (H + N + 2) / M
-    "Gradient calls per lower step by appendix 1.3. Raises `ValueError` for fewer than one task or lower step."
-    if n_tasks < 1 or every < 1 or depth < 0: raise ValueError(f'n_tasks is {n_tasks}, depth is {depth}, every is {every}; expected at least 1, 0 and 1')
+    """Gradient calls per lower step by appendix 1.3. Raises `ValueError` for fewer than one task or lower
+    step."""
+    if n_tasks < 1 or every < 1 or depth < 0:
+        raise ValueError(
+            f'n_tasks is {n_tasks}, depth is {depth}, every is {every}; expected at least 1, 0 and 1')
     return n_tasks + (depth + n_tasks + 2) / every

@@ -57,7 +57,8 @@ def causal_effect(
 
 # %% ../nbs/scheduling/61_causal.ipynb #be44bed8
 class PromptLearner(nn.Module):
-    "Text context and deep visual prompts, tied by a projection; the context alone where there are no visual prompts"
+    """Text context and deep visual prompts, tied by a projection; the context alone where there are no visual
+    prompts"""
     def __init__(self,
         ctx:Float[Tensor,'T w'], # Context to start from
         visual:Float[Tensor,'D V v']|None=None, # Visual prompts to start from
@@ -86,8 +87,10 @@ class ImageBank:
         if vision is None: self.kept = [p.x for p in parts]
         else:
             probe = self._stems(0, torch.zeros(1, dtype=torch.long))
-            if sum(self.sizes)*probe.numel()*probe.element_size() <= keep_gb*2**30:
-                self.kept = [torch.cat([self._stems(t, i) for i in torch.arange(n).split(batch_size)]) for t, n in enumerate(self.sizes)]
+            if sum(self.sizes) * probe.numel() * probe.element_size() <= keep_gb * 2**30:
+                self.kept = [
+                    torch.cat([self._stems(t, i) for i in torch.arange(n).split(batch_size)])
+                    for t, n in enumerate(self.sizes)]
 
 # %% ../nbs/scheduling/61_causal.ipynb #5a13384b
 @patch
@@ -106,7 +109,8 @@ def __call__(self:ImageBank,
 
 # %% ../nbs/scheduling/61_causal.ipynb #0710f603
 def _class_table(names:Sequence, classnames:Sequence)->tuple:
-    "For each (task, class) pair its task and class id, one task after the other; rows of each task's classes among the pairs, -1 beyond"
+    """For each (task, class) pair its task and class id, one task after the other; rows of each task's
+    classes among the pairs, -1 beyond"""
     ids = [torch.tensor([names.index(c) for c in cs]) for cs in classnames]
     node = torch.arange(len(ids)).repeat_interleave(torch.tensor([len(i) for i in ids]))
     rows = torch.arange(len(node)).split([len(i) for i in ids])
@@ -130,14 +134,20 @@ class MTVLP(nn.Module):
         self.n_tasks, names = len(classnames), list(dict.fromkeys(c for cs in classnames for c in cs))
         tower = PromptTower(clip, names, n_ctx, position, dtype)
         vision = VisionTower(clip) if n_visual and has_blocks(clip) else None
-        self.__dict__.update(clip=clip, tower=tower, vision=vision, first=first) # frozen: neither trained nor saved
-        start, seeds = tower.init_ctx(self.n_tasks + 1, seed), [1000*seed + i for i in range(self.n_tasks + 1)]
+        # frozen: neither trained nor saved
+        self.__dict__.update(clip=clip, tower=tower, vision=vision, first=first)
+        start, seeds = tower.init_ctx(self.n_tasks + 1, seed), [
+            1000 * seed + i for i in range(self.n_tasks + 1)]
         visual = [vision and vision.init_prompts(n_visual, vision.n_blocks - first, s) for s in seeds]
         self.learners = nn.ModuleList(map(PromptLearner, start, visual, seeds))
         self.mask = CausalMask(self.n_tasks, clip.embed_dim, seed).to(start) if mask else None
-        self.counts, (self.node, self.cls, self.rows) = [len(c) for c in classnames], _class_table(names, classnames)
+        self.counts, (self.node, self.cls, self.rows) = [len(c) for c in classnames], _class_table(
+            names, classnames)
 
-    def __repr__(self): return f"MTVLP({self.n_tasks} tasks, {sum(p.numel() for p in self.parameters()):,} parameters, {'text and image' if self.vision else 'text'} prompts{'' if self.mask else ', no mask'})"
+    def __repr__(self):
+        return (
+            f"MTVLP({self.n_tasks} tasks, {sum(p.numel() for p in self.parameters()):,} parameters,"
+            f" {'text and image' if self.vision else 'text'} prompts{'' if self.mask else ', no mask'})")
 
 # %% ../nbs/scheduling/61_causal.ipynb #979b04a1
 @patch
@@ -199,7 +209,10 @@ def losses(self:MTVLP,
 )->Losses: # Of each task
     "Factual loss and the loss under the intervention, from the same passes"
     weights, f = self.class_weights(own[0], shared[0]), self.features(x, own[1], shared[1])
-    ce = lambda f: F.cross_entropy(self.logits(f, weights).flatten(0, 1), y.flatten(), reduction='none').view(y.shape).mean(1)
+    ce = (
+        lambda f: F.cross_entropy(self.logits(f, weights).flatten(0, 1), y.flatten(), reduction='none')
+        .view(y.shape)
+        .mean(1))
     without = ce(f)
     if self.mask is None: return Losses(without, without, without if complement else None)
     return Losses(ce(self.mask(f)), without, ce(self.mask(f, complement=True)) if complement else None)
@@ -211,7 +224,8 @@ def only(self:CausalMask,
 )->CausalMask: # With the mask of that task
     "A module of one task's mask, sharing its memory"
     one = CausalMask(1, self.a.shape[1])
-    for name in ('a', 'weight', 'bias'): setattr(one, name, nn.Parameter(getattr(self, name).detach()[task:task+1]))
+    for name in ('a', 'weight', 'bias'):
+        setattr(one, name, nn.Parameter(getattr(self, name).detach()[task : task + 1]))
     return one
 
 # %% ../nbs/scheduling/61_causal.ipynb #23d7e6d8
@@ -228,6 +242,7 @@ def task_logits(self:MTVLP,
     mean = (ctx[task] + ctx[-1])[None] / 2
     g = self.tower.encode_pairs(mean, self.node[rows]*0, self.cls[rows])
     pick = lambda i: None if visual is None else visual[i][None]
-    f = torch.cat([self.features(part[None], pick(task), pick(-1))[0] for part in x.to(ctx.device).split(batch_size)])
+    f = torch.cat(
+        [self.features(part[None], pick(task), pick(-1))[0] for part in x.to(ctx.device).split(batch_size)])
     if self.mask is not None: f = self.mask.only(task)(f[None])[0]
     return self.clip.logit_scale * F.normalize(f, dim=-1).to(g) @ g.T

@@ -32,7 +32,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # %% ../nbs/running/70_cli.ipynb #cbac9f1d
-from .data import BadData, FeatureStore, Features, FrozenCLIP, Task, _refuse_bad, _scan, _threads, bad_images, encode_tasks, load_image_folder, load_tensors, safe_name, save_tensors, write_atomic
+from .data import (BadData, FeatureStore, Features, FrozenCLIP, Task, _refuse_bad, _scan, _threads,
+                           bad_images, encode_tasks, load_image_folder, load_tensors, safe_name, save_tensors,
+                           write_atomic)
 from .mini import MINI_TRAIN, mini_clip, mini_tasks
 from .clip import PromptTower, bench_tower, is_faster, load_clip
 from .tree import TaskTree, balanced_tree, plot_affinity
@@ -49,7 +51,8 @@ def _argument(name:str, info)->tuple: # The flags and keywords of `add_argument`
     required, anno = info.default is inspect.Parameter.empty, info.anno
     kinds = [t for t in getattr(anno, '__args__', (anno,)) if t is not type(None)]
     if kinds[0] is bool: return ('--' + name.replace('_', '-'),), dict(action='store_true', help=info.docment)
-    kw = dict(help=info.docment + ('' if required or info.default is None else f' (default: {info.default})'), type=str if kinds[0] is list else kinds[0])
+    kw = dict(help=info.docment + ('' if required or info.default is None else f' (default: {info.default})'),
+              type=str if kinds[0] is list else kinds[0])
     if kinds[0] is list: kw |= dict(nargs='+')
     if required: return (name,), kw | dict(metavar=name.rstrip('s').upper())
     return ('--' + name.replace('_', '-'),), kw | dict(default=info.default, metavar=name.upper())
@@ -70,14 +73,20 @@ def memory_hint(
     options:Iterable = ('chunk', 'batch_size', 'device'), # Those of the command
 )->str: # One line
     "What is wrong where a GPU's memory is too small, and which of the options help"
-    helps = dict(chunk='--chunk, such as 500 pairs of prompt and class at a time', batch_size='a lower --batch-size', device='--device cpu')
-    return f"the GPU has too little memory ({str(e).split('. ')[0]}); what helps: {', '.join(h for o,h in helps.items() if o in options) or 'other programs that hold some of it, ended'}"
+    helps = dict(chunk='--chunk, such as 500 pairs of prompt and class at a time',
+                 batch_size='a lower --batch-size', device='--device cpu')
+    return (
+        f"the GPU has too little memory ({str(e).split('. ')[0]}); what helps:"
+        f" {', '.join(h for o,h in helps.items() if o in options) or 'other programs that hold some of it, ended'}"
+    )
 
+# %% ../nbs/running/70_cli.ipynb #74e3a575
 def run_command(
     func, # A function with docments, named `run_*`
     argv:list|None = None, # Words of the command line; those of the process by default
 )->int: # Exit status: 0, 2 (unusable input) or 130 (interrupted)
-    "Parses the command line, runs the function and turns errors into one line and a status; says each warning once"
+    """Parses the command line, runs the function and turns errors into one line and a status; says each
+    warning once"""
     parser = command_parser(func)
     args = vars(parser.parse_args(argv))
     tell, told = lambda text: print(f'{parser.prog}: {text}', file=sys.stderr, flush=True), set()
@@ -90,10 +99,20 @@ def run_command(
         warnings.filterwarnings('always', category=UserWarning, module='hipro_nb|__main__')
         warnings.showwarning = _warn
         try: func(**args)
-        except (BadData, NonFiniteLoss) as e: tell(e); return 2
-        except torch.OutOfMemoryError as e: tell(memory_hint(e, args)); return 2
-        except OSError as e: tell(f'{e.filename or "input or output"}: {e.strerror or e}'); return 2
-        except KeyboardInterrupt: tell('interrupted; what was finished is kept' + (': the same command with --resume goes on from there' if 'resume' in args else '')); return 130
+        except (BadData, NonFiniteLoss) as e:
+            tell(e)
+            return 2
+        except torch.OutOfMemoryError as e:
+            tell(memory_hint(e, args))
+            return 2
+        except OSError as e:
+            tell(f'{e.filename or "input or output"}: {e.strerror or e}')
+            return 2
+        except KeyboardInterrupt:
+            tell(
+                'interrupted; what was finished is kept'
+                + (': the same command with --resume goes on from there' if 'resume' in args else ''))
+            return 130
     return 0
 
 # %% ../nbs/running/70_cli.ipynb #9668c453
@@ -122,25 +141,37 @@ def open_model(
     device:str = 'cpu', # Where to compute, as `pick_device` has it
 )->FrozenCLIP: # On `device`
     "The frozen model that a command works with"
-    if model is None and pretrained is not None: raise BadData(f'--pretrained {pretrained} needs --model, the name of its architecture')
+    if model is None and pretrained is not None:
+        raise BadData(f'--pretrained {pretrained} needs --model, the name of its architecture')
     device = pick_device(device)
     if model in open_clip.list_models() and pretrained is None:
         tags = open_clip.list_pretrained_tags_by_model(model)
-        raise BadData(f"--model {model} without --pretrained has random weights: expected a weights file, or a tag ({', '.join(tags[:6]) or 'open_clip knows none for it'})")
+        raise BadData(
+            f"--model {model} without --pretrained has random weights: expected a weights file, or a tag"
+            f" ({', '.join(tags[:6]) or 'open_clip knows none for it'})")
     return mini_clip().to(device) if model is None else load_clip(model, pretrained, device=device)
 
 # %% ../nbs/running/70_cli.ipynb #9ac1d82b
 def _protocol(data:str, root:str|None, shots:int|None, fraction:float|None, train_list:str|None, download:bool=False)->str|None:
     "The protocol of a data set that is named; refuses what does not go together"
-    if download and root is None: raise BadData(f'--download: expected the name of a data set and --root, the folder that it is to lie in; {data} comes without')
-    if data in EMBEDDED and (root or train_list or fraction): raise BadData(f'{data} draws its own images: use --shots, not --train-list, --fraction or --root')
-    if root is None and data in list_datasets() and not Path(data).exists(): raise BadData(f'{data} is a data set: expected --root, the folder that it lies in; or give a folder of tasks')
-    if root is not None and train_list: raise BadData(f'--train-list goes with a folder of tasks; the data set {data} has its own lists')
-    if root is not None and shots and fraction: raise BadData(f'--shots {shots} and --fraction {fraction:g}: expected one of them')
+    if download and root is None:
+        raise BadData(
+            f'--download: expected the name of a data set and --root, the folder that it is to lie in; {data}'
+            ' comes without')
+    if data in EMBEDDED and (root or train_list or fraction):
+        raise BadData(f'{data} draws its own images: use --shots, not --train-list, --fraction or --root')
+    if root is None and data in list_datasets() and not Path(data).exists():
+        raise BadData(
+            f'{data} is a data set: expected --root, the folder that it lies in; or give a folder of tasks')
+    if root is not None and train_list:
+        raise BadData(f'--train-list goes with a folder of tasks; the data set {data} has its own lists')
+    if root is not None and shots and fraction:
+        raise BadData(f'--shots {shots} and --fraction {fraction:g}: expected one of them')
     return f'{shots}shot' if shots is not None else f'{100*fraction:.10g}%' if fraction is not None else None
 
 def _named(tasks:list, folder:Path)->list:
-    "The tasks with classes called by words, as `load_tasks` calls those of a folder; refuses two spellings of one class"
+    """The tasks with classes called by words, as `load_tasks` calls those of a folder; refuses two spellings
+    of one class"""
     table = read_classnames(folder)
     check_table(table, {c for t in tasks for c in t.classnames})
     tasks = [rename_classes(t, table) for t in tasks]
@@ -162,20 +193,28 @@ def open_tasks(
 )->list: # One `Task` each
     "The tasks that a command works on, with the training images of one seed"
     how = _protocol(data, root, shots, fraction, train_list, download)
-    if data in EMBEDDED: return mini_tasks(EMBEDDED[data], seed=seed, **({} if shots is None else dict(shots=shots)))
-    if root is None: return _named(load_image_folder(data, train_list=train_list, fraction=fraction, shots=shots, seed=seed, skip_bad_images=skip_bad_images, check=check), Path(data))
-    return load_tasks(data, root, how, seed=seed, download=download, counts=not any_counts, check_images=check, skip_bad_images=skip_bad_images)
+    if data in EMBEDDED:
+        return mini_tasks(EMBEDDED[data], seed=seed, **({} if shots is None else dict(shots=shots)))
+    if root is None:
+        return _named(
+            load_image_folder(data, train_list=train_list, fraction=fraction, shots=shots, seed=seed,
+                              skip_bad_images=skip_bad_images, check=check),
+            Path(data))
+    return load_tasks(data, root, how, seed=seed, download=download, counts=not any_counts,
+                      check_images=check, skip_bad_images=skip_bad_images)
 
 # %% ../nbs/running/70_cli.ipynb #3b041966
 def parse_seeds(
     text:str, # '3' (three seeds, from 1), '4,7' or '10-14'
 )->tuple: # Seeds, ascending
     "The seeds that a run is repeated with"
-    try: spans = [[int(x) for x in part.split('-')] for part in str(text).split(',')]
+    try:spans = [[int(x) for x in part.split('-')] for part in str(text).split(',')]
     except ValueError: spans = [[]]
     if len(spans) == 1 and len(spans[0]) == 1: spans = [[1, spans[0][0]]]
-    if any(len(s) not in (1,2) or s[-1] < s[0] for s in spans): raise BadData(f"--seeds {text}: expected a number of seeds such as 3, or seeds such as 4,7 or 10-14")
-    if (runs := sum(s[-1] - s[0] + 1 for s in spans)) > 1000: raise BadData(f'--seeds {text}: {runs} runs; expected at most 1000. The one seed 7 is written 7-7')
+    if any(len(s) not in (1, 2) or s[-1] < s[0] for s in spans):
+        raise BadData(f"--seeds {text}: expected a number of seeds such as 3, or seeds such as 4,7 or 10-14")
+    if (runs := sum(s[-1] - s[0] + 1 for s in spans)) > 1000:
+        raise BadData(f'--seeds {text}: {runs} runs; expected at most 1000. The one seed 7 is written 7-7')
     return tuple(sorted({s for span in spans for s in range(span[0], span[-1]+1)}))
 
 # %% ../nbs/running/70_cli.ipynb #389d4c4c
@@ -198,16 +237,22 @@ class RunSettings:
     root:str|None = None # Folder that holds the data set that `data` names
     any_counts:bool = False # May its numbers of images differ from the published ones?
     views:int|None = None # Random views of each training image; None is the plain image, as 1 is
-    chunk:int|None = None # Pairs of prompt and class at a time, where memory is short; not in the record, since it changes numbers by rounding alone
+    chunk: int | None = None  # Pairs of prompt and class at a time, where memory is short; not in the record, since it changes numbers by rounding alone
 
     def __post_init__(self):
         for f in ('root' if self.root else 'data', 'model', 'pretrained', 'train_list'):
-            if (v := getattr(self, f)) and v not in EMBEDDED and Path(v).exists(): object.__setattr__(self, f, str(Path(v).resolve()))
-        if self.method not in METHODS: raise BadData(f"method {self.method!r}: expected one of {', '.join(METHODS)}")
+            if (v := getattr(self, f)) and v not in EMBEDDED and Path(v).exists():
+                object.__setattr__(self, f, str(Path(v).resolve()))
+        if self.method not in METHODS:
+            raise BadData(f"method {self.method!r}: expected one of {', '.join(METHODS)}")
         if self.views == 1: object.__setattr__(self, 'views', None)
-        if self.views is not None and (self.views < 1 or self.epochs % self.views): raise BadData(f'views {self.views} with {self.epochs} epochs: expected 1 for plain images, or a number that divides the epochs')
+        if self.views is not None and (self.views < 1 or self.epochs % self.views):
+            raise BadData(
+                f'views {self.views} with {self.epochs} epochs: expected 1 for plain images, or a number that'
+                ' divides the epochs')
         if self.n_ctx < 1: raise BadData(f'n_ctx {self.n_ctx}: expected at least one context token')
-        if self.chunk is not None and self.chunk < 1: raise BadData(f'chunk {self.chunk}: expected at least one pair of prompt and class')
+        if self.chunk is not None and self.chunk < 1:
+            raise BadData(f'chunk {self.chunk}: expected at least one pair of prompt and class')
         try: self.config(0)
         except ValueError as e: raise BadData(str(e)) from None
 
@@ -217,7 +262,8 @@ def config(self:RunSettings,
     seed:int, # Seed of prompts and batches
 )->TrainConfig: # Settings of one seed
     "What training is given; one of its epochs passes over all views, so over each image that many times"
-    return TrainConfig(lr=self.lr, epochs=self.epochs//(self.views or 1), batch_size=self.batch_size, dtype=self.dtype, seed=seed)
+    return TrainConfig(lr=self.lr, epochs=self.epochs // (self.views or 1), batch_size=self.batch_size,
+                       dtype=self.dtype, seed=seed)
 
 @patch
 def tasks(self:RunSettings,
@@ -243,7 +289,9 @@ def check_apart(
     "Refuses runs inside the folder of tasks, where the next command would take them for a task"
     inside = Path(out).resolve()
     if data not in EMBEDDED and Path(data).is_dir() and Path(data).resolve() in (inside, *inside.parents):
-        raise BadData(f'{option} {out} lies inside {data}, where it would be taken for a task: expected a folder elsewhere')
+        raise BadData(
+            f'{option} {out} lies inside {data}, where it would be taken for a task: expected a folder'
+            ' elsewhere')
 
 # %% ../nbs/running/70_cli.ipynb #7c0d2b1e
 def check_free(
@@ -251,29 +299,47 @@ def check_free(
     resume:bool, # May a run be there already?
 )->None:
     "Refuses a folder that holds something else, or a run unless `resume`"
-    if folder.is_file(): raise BadData(f'{folder} is a file; the run needs a folder of that name: choose another --name or --out')
+    if folder.is_file():
+        raise BadData(
+            f'{folder} is a file; the run needs a folder of that name: choose another --name or --out')
     if not (folder/'run.json').exists():
-        if folder.exists() and any(folder.iterdir()): raise BadData(f'{folder} holds other files and no run.json; choose another --name')
-    elif not resume and any(folder.glob('seed*/*')): raise BadData(f'{folder} holds a run already; add --resume to go on with it, or choose another --name')
+        if folder.exists() and any(folder.iterdir()):
+            raise BadData(f'{folder} holds other files and no run.json; choose another --name')
+    elif not resume and any(folder.glob('seed*/*')):
+        raise BadData(
+            f'{folder} holds a run already; add --resume to go on with it, or choose another --name')
 
+# %% ../nbs/running/70_cli.ipynb #48523d23
 def check_record(
     folder:Path, # Folder of the run
     record:dict, # What it is to be run with: `settings`, `clip`, `tasks`
 )->None:
     "Writes `run.json`; refuses a folder whose seeds were run with something else"
     if (folder/'run.json').exists() and any(folder.glob('seed*/*')):
-        diff = first_difference(dict(files=record.get('files')) | read_run(folder), json.loads(json.dumps(record)))
-        if diff and diff.startswith('files '): raise BadData(f"{folder} was run on other images: since then files below {record['settings']['data']}, or its train list, were added, removed, moved or changed; put them back, or choose another --name")
-        if diff: raise BadData(f'{folder} was run with other settings: {diff}; use the same, or another --name')
+        diff = first_difference(
+            dict(files=record.get('files')) | read_run(folder), json.loads(json.dumps(record)))
+        if diff and diff.startswith('files '):
+            raise BadData(
+                f"{folder} was run on other images: since then files below {record['settings']['data']}, or"
+                " its train list, were added, removed, moved or changed; put them back, or choose another"
+                " --name")
+        if diff:
+            raise BadData(f'{folder} was run with other settings: {diff}; use the same, or another --name')
     write_atomic(folder/'run.json', json.dumps(record, indent=1, ensure_ascii=False))
 
 def read_run(
     folder:str|Path, # Folder of a run
 )->dict: # `settings`, `clip` and `tasks`
     "What a run recorded about itself; `BadData` where there is no run"
-    try: found = json.loads((Path(folder)/'run.json').read_text(encoding='utf8'))
-    except (OSError, ValueError) as e: raise BadData(f'{folder} holds no run ({type(e).__name__} at run.json); expected a folder made by hipro_fit or hipro_demo') from None
-    if not isinstance(found, dict) or not isinstance(found.get('settings'), dict): raise BadData(f"{Path(folder)/'run.json'} is not what hipro_fit or hipro_demo writes: expected settings, clip and tasks")
+    try: found = json.loads((Path(folder) / 'run.json').read_text(encoding='utf8'))
+    except (OSError, ValueError) as e:
+        raise BadData(
+            f'{folder} holds no run ({type(e).__name__} at run.json); expected a folder made by hipro_fit or'
+            ' hipro_demo') from None
+    if not isinstance(found, dict) or not isinstance(found.get('settings'), dict):
+        raise BadData(
+            f"{Path(folder)/'run.json'} is not what hipro_fit or hipro_demo writes: expected settings, clip"
+            " and tasks")
     return found
 
 # %% ../nbs/running/70_cli.ipynb #8ba7f084
@@ -282,14 +348,16 @@ def write_results(
     results:list, # A `Result` per method
 )->Path: # The file
     "Results of several methods as one JSON list"
-    return write_atomic(path, json.dumps([json.loads(r.to_json()) for r in results], indent=1, ensure_ascii=False))
+    return write_atomic(
+        path, json.dumps([json.loads(r.to_json()) for r in results], indent=1, ensure_ascii=False))
 
 def read_results(
     path:str|Path, # File written by `write_results`
 )->list: # A `Result` per method
     "Reads them back; `BadData` for a file that holds something else"
     try: return [Result.from_json(json.dumps(r)) for r in json.loads(Path(path).read_text(encoding='utf8'))]
-    except (OSError, ValueError, TypeError) as e: raise BadData(f'{path} holds no results: {e}; expected what hipro_fit writes') from None
+    except (OSError, ValueError, TypeError) as e:
+        raise BadData(f'{path} holds no results: {e}; expected what hipro_fit writes') from None
 
 def save_figures(
     folder:Path, # Where to
@@ -299,7 +367,8 @@ def save_figures(
 )->None:
     "Heat map and tree of a run"
     ax = plot_affinity(affinity, names, tree=tree)
-    write_atomic(folder/'affinity.png', lambda f: ax.figure.savefig(f, dpi=100, bbox_inches='tight', format='png'))
+    write_atomic(
+        folder / 'affinity.png', lambda f: ax.figure.savefig(f, dpi=100, bbox_inches='tight', format='png'))
     plt.close(ax.figure)
     write_atomic(folder/'tree.svg', tree.to_svg(names))
 
@@ -308,7 +377,8 @@ def usual_training(
     data:str, # Folder of tasks or name of a data set
     **given, # Keywords of `TrainConfig`, None where nothing was said
 )->dict: # `lr`, `epochs`, `batch_size`
-    "Training settings: those that were given, else those of the embedded benchmark on its data and of the paper elsewhere"
+    """Training settings: those that were given, else those of the embedded benchmark on its data and of the
+    paper elsewhere"""
     usual = MINI_TRAIN if data in EMBEDDED else dict(lr=1e-3, epochs=100, batch_size=20)
     return usual | {k: v for k,v in given.items() if v is not None}
 
@@ -336,9 +406,14 @@ def check_views(self:RunSettings,
     "Refuses views where `method` could not use them, or would have them in training and in validation"
     if not self.views: return
     who = f'--views {self.views} with {method.title}'
-    if method.needs_images: raise BadData(f'{who}: it learns inside the image tower and takes no stored features; expected no --views')
-    if {'share', 'holdout'} & set(method_options(type(method))) and (lost := [t.name for t in tasks if t.val is None]):
-        raise BadData(f'{who}: it sets training images aside, and views of one image would be on both sides; expected a validation split in task {lost[0]!r}, or no --views')
+    if method.needs_images:
+        raise BadData(
+            f'{who}: it learns inside the image tower and takes no stored features; expected no --views')
+    if {'share', 'holdout'} & set(method_options(type(method))) and (
+        lost := [t.name for t in tasks if t.val is None]):
+        raise BadData(
+            f'{who}: it sets training images aside, and views of one image would be on both sides; expected a'
+            f' validation split in task {lost[0]!r}, or no --views')
 
 @patch
 def encode(self:RunSettings,
@@ -349,7 +424,8 @@ def encode(self:RunSettings,
     store:FeatureStore|None = None, # Where features are kept
     progress:bool = True, # Show progress bars?
 )->list: # The tasks with features, `views` rows for each training image
-    "Features of the tasks; refuses views where a method could not use them, or would have them in training and in validation"
+    """Features of the tasks; refuses views where a method could not use them, or would have them in training
+    and in validation"""
     if not self.views or method is None: return encode_tasks(clip, tasks, store, progress=progress)
     self.check_views(method, tasks)
     return encode_views(clip, tasks, self.views, seed, store, progress=progress)
@@ -371,7 +447,10 @@ def fit_method(
     if method is None: return zero, [zero.evaluate(features)]
     given = tasks if method.needs_images else features
     method.fit(given, checkpoint=checkpoint, progress=progress)
-    views = [method.select(k) for k in ('leaf', 'root', 'flat')] if settings.method == 'hipro' and len(tasks) > 1 else []
+    views = (
+        [method.select(k) for k in ('leaf', 'root', 'flat')]
+        if settings.method == 'hipro' and len(tasks) > 1
+        else [])
     return method, [zero.evaluate(features), *[m.evaluate(given) for m in [*views, method]]]
 
 # %% ../nbs/running/70_cli.ipynb #5f7ae3fb
@@ -382,10 +461,12 @@ def save_seed(
 )->None:
     "Writes a seed's files, `results.json` last; linear classifiers where these are all that the method needs"
     method.save(folder/'model.safetensors')
-    meta = dict(classnames=dict(zip(method.tasks, method.classnames)), logit_scale=dict(zip(method.tasks, method.scales)), clip=method.made_with)
+    meta = dict(classnames=dict(zip(method.tasks, method.classnames)),
+                logit_scale=dict(zip(method.tasks, method.scales)), clip=method.made_with)
     linear = not method.needs_images and type(method)._logits is Method._logits
     if linear: save_tensors(folder/'classifiers.safetensors', dict(zip(method.tasks, method.heads)), meta)
-    if getattr(method, 'tree', None) is not None and getattr(method, 'affinity', None) is not None: save_figures(folder, method.affinity, method.tree, method.tasks)
+    if getattr(method, 'tree', None) is not None and getattr(method, 'affinity', None) is not None:
+        save_figures(folder, method.affinity, method.tree, method.tasks)
     write_results(folder/'results.json', results)
     shutil.rmtree(folder/'checkpoint', ignore_errors=True)
 
@@ -393,12 +474,19 @@ def save_seed(
 def files_digest(
     settings:RunSettings, # What is run
 )->str|None: # 16 hexadecimal digits; None where the images are not a folder of tasks
-    "Stands for the names and the contents of all files that the tasks of a folder are drawn from, and for the train list"
+    """Stands for the names and the contents of all files that the tasks of a folder are drawn from, and for
+    the train list"""
     if settings.root is not None or settings.data in EMBEDDED: return None
     h = hashlib.sha256(Path(settings.train_list).read_bytes() if settings.train_list else b'')
-    files = sorted((f'{t}/{k}/{c}/{p.name}', p) for t,parts in _scan(Path(settings.data)).items() for k,cs in parts.items() for c,ps in cs.items() for p in ps)
+    files = sorted(
+        (f'{t}/{k}/{c}/{p.name}', p)
+        for t, parts in _scan(Path(settings.data)).items()
+        for k, cs in parts.items()
+        for c, ps in cs.items()
+        for p in ps)
     with ThreadPoolExecutor(_threads()) as pool:
-        for (name, _),own in zip(files, pool.map(known_hash, (p for _,p in files))): h.update(name.encode() + own)
+        for (name, _), own in zip(files, pool.map(known_hash, (p for _, p in files))):
+            h.update(name.encode() + own)
     return h.hexdigest()[:16]
 
 # %% ../nbs/running/70_cli.ipynb #295f8024
@@ -408,28 +496,42 @@ def run_record(
     tasks:Sequence, # Tasks of one seed
 )->dict: # `settings`, `clip`, `tasks` and `files`
     "What `run.json` says; `files` stands for all images that the tasks are drawn from"
-    about = [dict(name=t.name, classnames=list(t.classnames), images={k: len(p) for k,p in t.parts.items()}) for t in tasks]
-    return dict(settings=settings.record(), clip=dict(name=clip.name, key=clip.key), tasks=about, files=files_digest(settings))
+    about = [
+        dict(name=t.name, classnames=list(t.classnames), images={k: len(p) for k, p in t.parts.items()})
+        for t in tasks]
+    return dict(settings=settings.record(), clip=dict(name=clip.name, key=clip.key), tasks=about,
+                files=files_digest(settings))
 
 def summary(
     results:Sequence, # A `Result` per method
     settings:RunSettings, # What was run
 )->str: # Markdown
     "Table, paired intervals and settings, as `results.md` has them"
-    parts, best = [f'# {Path(settings.data).name}, {results[-1].method}', compare(results).to_markdown()], results[-1]
+    parts, best = [f'# {Path(settings.data).name}, {results[-1].method}',
+                   compare(results).to_markdown()], results[-1]
     if len(best.seeds) > 1:
         lines = [(r.method, best.paired_interval(r)) for r in results[:-1]]
-        parts.append('\n'.join(f'- {best.method} above {name}: {i.mean:+.2f} points, 95% interval {i.low:+.2f} to {i.high:+.2f} (paired, n = {i.n})' for name,i in lines))
+        parts.append(
+            '\n'.join(
+                f'- {best.method} above {name}: {i.mean:+.2f} points, 95% interval {i.low:+.2f} to'
+                f' {i.high:+.2f} (paired, n = {i.n})'
+                for name, i in lines))
     facts = best.facts
-    parts.append(f"seeds {', '.join(map(str, best.seeds))}; {facts['date']}; {facts['device']}; revision {facts['revision']}")
-    return '\n\n'.join(parts + ['```json\n' + json.dumps(settings.record(), indent=1, ensure_ascii=False) + '\n```']) + '\n'
+    parts.append(
+        f"seeds {', '.join(map(str, best.seeds))}; {facts['date']}; {facts['device']}; revision"
+        f" {facts['revision']}")
+    return (
+        '\n\n'.join(
+            parts + ['```json\n' + json.dumps(settings.record(), indent=1, ensure_ascii=False) + '\n```'])
+        + '\n')
 
 # %% ../nbs/running/70_cli.ipynb #a7670449
 def finished_seeds(
     folder:Path, # Folder of a run
 )->list: # Ascending
     "The seeds that a run has finished"
-    return sorted(int(p.parent.name[4:]) for p in folder.glob('seed*/results.json') if p.parent.name[4:].isdecimal())
+    return sorted(
+        int(p.parent.name[4:]) for p in folder.glob('seed*/results.json') if p.parent.name[4:].isdecimal())
 
 def _check_finished(folder:Path)->None:
     "Reads what is finished, before other seeds are trained to stand beside it"
@@ -449,7 +551,10 @@ def collect(
     write_results(folder/'results.json', results)
     write_atomic(folder/'results.md', summary(results, settings))
     trained = [Method.load(folder/f'seed{s}'/'model.safetensors') for s in seeds]
-    grids = [m.affinity for m in trained if getattr(m, 'tree', None) is not None and getattr(m, 'affinity', None) is not None]
+    grids = [
+        m.affinity
+        for m in trained
+        if getattr(m, 'tree', None) is not None and getattr(m, 'affinity', None) is not None]
     if grids:
         mean = torch.stack(grids).mean(0)
         save_figures(folder, mean, balanced_tree(mean), trained[0].tasks)
@@ -461,7 +566,9 @@ def _about_to_run(settings:RunSettings, clip:FrozenCLIP, tasks:Sequence)->str:
     size = {k: sum(len(t.parts.get(k, ())) for t in tasks) for k in ('train', 'test')}
     classes = len({c for t in tasks for c in t.classnames})
     weights = f' ({Path(settings.pretrained).name})' if settings.pretrained else ''
-    return f"{len(tasks)} {'task' if len(tasks) == 1 else 'tasks'}, {classes} classes, {size['train']} images to learn from, {size['test']} to test on; model {clip.name}{weights}, on {clip.device}"
+    return (
+        f"{len(tasks)} {'task' if len(tasks) == 1 else 'tasks'}, {classes} classes, {size['train']} images to"
+        f" learn from, {size['test']} to test on; model {clip.name}{weights}, on {clip.device}")
 
 def _fit_seeds(clip, settings:RunSettings, seeds:Sequence, folder:Path, store:FeatureStore, progress:bool, download:bool):
     "Trains every seed that is not finished"
@@ -472,7 +579,8 @@ def _fit_seeds(clip, settings:RunSettings, seeds:Sequence, folder:Path, store:Fe
             check_record(folder, run_record(settings, clip, tasks))
             print(_about_to_run(settings, clip, tasks), flush=True)
         if (part/'results.json').exists(): print(f'seed {seed}: finished before', flush=True); continue
-        leaks = leaks or settings.data not in EMBEDDED and warn_of_leaks(tasks, progress) # each seed draws anew; one warning will do
+        # each seed draws anew; one warning will do
+        leaks = leaks or settings.data not in EMBEDDED and warn_of_leaks(tasks, progress)
         began = time.perf_counter()
         trained, results = fit_method(clip, tasks, settings, seed, part/'checkpoint', progress, store)
         save_seed(part, trained, results)
@@ -498,12 +606,17 @@ def fit_settings(
 )->list: # A `Result` per method
     "Runs all seeds, prints the table and leaves everything in `folder`"
     if settings.chunk and 'chunk' not in method_options(METHODS[settings.method]):
-        raise BadData(f'--chunk {settings.chunk} with --method {settings.method}: it has no such parts; expected no --chunk, and a lower --batch-size where memory is short')
+        raise BadData(
+            f'--chunk {settings.chunk} with --method {settings.method}: it has no such parts; expected no'
+            ' --chunk, and a lower --batch-size where memory is short')
     check_apart(settings.data, folder.parent)
     if store is not None and store.dir is not None: check_apart(settings.data, store.dir, '--store')
     check_free(folder, resume)
     _check_finished(folder)
-    if settings.model is None and settings.pretrained is None and settings.data not in EMBEDDED: warnings.warn('no --model: the embedded model is used, which has seen nothing but drawings; for photographs, name one, as --model RN50-quickgelu --pretrained openai')
+    if settings.model is None and settings.pretrained is None and settings.data not in EMBEDDED:
+        warnings.warn(
+            'no --model: the embedded model is used, which has seen nothing but drawings; for photographs,'
+            ' name one, as --model RN50-quickgelu --pretrained openai')
     if settings.pretrained and not Path(settings.pretrained).exists(): _look(settings, seeds[0], download)
     clip = open_model(settings.model, settings.pretrained, device)
     _fit_seeds(clip, settings, seeds, folder, store or FeatureStore(None), progress, download)
@@ -525,24 +638,32 @@ def run_fit(
     lr:float|None = None, # Learning rate; 0.001 if not given, the embedded benchmark's own on its data
     epochs:int|None = None, # Epochs; 100 if not given, or the embedded benchmark's
     n_ctx:int = 16, # Context tokens of a prompt
-    batch_size:int|None = None, # Images of a batch, all tasks together; 20 if not given, or the embedded benchmark's
+    # Images of a batch, all tasks together; 20 if not given, or the embedded benchmark's
+    batch_size:int|None = None,
     name:str|None = None, # Name of the run; made of DATA and the method if not given
     out:str = 'runs', # Folder of runs
     resume:bool = False, # Go on with a run that is there, keeping its finished seeds?
     root:str|None = None, # Folder that holds the data set that DATA names
-    any_counts:bool = False, # Take a data set whose numbers of images are not the published ones, such as a part of it?
-    download:bool = False, # Fetch what is missing below ROOT, where the data set has an official address with a checksum?
+    # Take a data set whose numbers of images are not the published ones, such as a part of it?
+    any_counts:bool = False,
+    # Fetch what is missing below ROOT, where the data set has an official address with a checksum?
+    download:bool = False,
     views:int|None = None, # Random views (crop, mirror) of each training image to learn from, encoded once; it must divide the epochs
     skip_bad_images:bool = False, # Leave unreadable images out?
     device:str = 'auto', # cpu, cuda, or auto: the GPU where there is one
     dtype:str|None = None, # Precision of the text tower, such as bfloat16; that of the device if not given
-    chunk:int|None = None, # Most pairs of prompt and class in the text tower at a time, where memory is short; slower
+    # Most pairs of prompt and class in the text tower at a time, where memory is short; slower
+    chunk:int|None = None,
     store:str|None = None, # Folder that keeps image features between runs; OUT/features if not given
 )->list: # A `Result` per method
     "Trains prompts for a folder of tasks over several seeds, prints the table and writes OUT/NAME"
     training = usual_training(data, lr=lr, epochs=epochs, batch_size=batch_size)
-    settings = RunSettings(data, model, pretrained, method, shots, fraction, train_list, skip_bad_images, n_ctx, dtype=dtype, root=root, any_counts=any_counts, views=views, chunk=chunk, **training)
-    return fit_settings(settings, parse_seeds(seeds), Path(out)/(name or safe_name(f'{Path(settings.data).name}-{method}')), resume, device, FeatureStore(store or Path(out)/'features'), download=download)
+    settings = RunSettings(data, model, pretrained, method, shots, fraction, train_list, skip_bad_images,
+                           n_ctx, dtype=dtype, root=root, any_counts=any_counts, views=views, chunk=chunk,
+                           **training)
+    return fit_settings(settings, parse_seeds(seeds),
+                        Path(out) / (name or safe_name(f'{Path(settings.data).name}-{method}')), resume,
+                        device, FeatureStore(store or Path(out) / 'features'), download=download)
 
 # %% ../nbs/running/70_cli.ipynb #9bdd5756
 def hipro_fit(
@@ -559,12 +680,15 @@ def load_run(
     pretrained:str|None = None, # Weights instead of the recorded ones
     device:str = 'cpu', # Where to compute
 )->Method: # Ready for `predict`
-    "A trained method with the model that its run recorded; `BadData` for another model or a seed that is not there"
+    """A trained method with the model that its run recorded; `BadData` for another model or a seed that is
+    not there"""
     settings, folder = read_run(run)['settings'], Path(run)
     there = finished_seeds(folder)
     if not there: raise BadData(f'{run} has no finished seed; hipro_fit ... --resume finishes it')
-    if seed is not None and seed not in there: raise BadData(f"{run} has no finished seed {seed}; there are {', '.join(map(str, there))}")
-    clip = open_model(model or settings.get('model'), pretrained or (None if model else settings.get('pretrained')), device)
+    if seed is not None and seed not in there:
+        raise BadData(f"{run} has no finished seed {seed}; there are {', '.join(map(str, there))}")
+    clip = open_model(
+        model or settings.get('model'), pretrained or (None if model else settings.get('pretrained')), device)
     return Method.load(folder/f'seed{there[0] if seed is None else seed}'/'model.safetensors', clip)
 
 # %% ../nbs/running/70_cli.ipynb #7c0d2b1f
@@ -577,21 +701,32 @@ def name_images(
     "The likeliest classes of images, for one task or for every task"
     found, images = [], list(images)
     for i in images:
-        if isinstance(i, (str, Path)) and not Path(i).is_file(): raise BadData(f"{i}: {'a folder' if Path(i).is_dir() else 'no such file'}; expected an image")
+        if isinstance(i, (str, Path)) and not Path(i).is_file():
+            raise BadData(f"{i}: {'a folder' if Path(i).is_dir() else 'no such file'}; expected an image")
     if method.needs_images and (bad := bad_images(images, False)): _refuse_bad([str(i) for i in images], bad)
-    given = [[i] for i in images] if method.needs_images else method.store.features(method.clip, images, progress=False).split(1)
+    given = (
+        [[i] for i in images]
+        if method.needs_images
+        else method.store.features(method.clip, images, progress=False).split(1))
     for i,image in enumerate(images):
         for t in ([task] if task is not None else method.tasks):
             j = method.index(t)
             p = method.predict(j, given[i]).probs[0].topk(min(top, len(method.classnames[j])))
-            found.append(dict(image=str(image), task=method.tasks[j], names=[(method.classnames[j][k], v) for v,k in zip(*(o.tolist() for o in p))]))
+            found.append(
+                dict(image=str(image), task=method.tasks[j],
+                     names=[(method.classnames[j][k], v) for v, k in zip(*(o.tolist() for o in p))]))
     return found
 
 # %% ../nbs/running/70_cli.ipynb #5e37a48a
 def _print_names(found:list, as_json:bool):
     "One line per image and task, or JSON"
-    if as_json: print(json.dumps([f | dict(names=[dict(name=n, probability=p) for n,p in f['names']]) for f in found], indent=1, ensure_ascii=False)); return
-    for f in found: print(f"{f['image']}  {f['task']}: " + ', '.join(f'{n} {100*p:.1f}%' for n,p in f['names']))
+    if as_json:
+        print(
+            json.dumps([f | dict(names=[dict(name=n, probability=p) for n, p in f['names']]) for f in found],
+                       indent=1, ensure_ascii=False))
+        return
+    for f in found:
+        print(f"{f['image']}  {f['task']}: " + ', '.join(f'{n} {100*p:.1f}%' for n, p in f['names']))
 
 def run_predict(
     run:str, # Folder of a run, such as runs/demo
@@ -627,7 +762,8 @@ def run_demo(
     resume:bool = False, # Go on with a demonstration that was interrupted?
 )->list: # A `Result` per method
     "The embedded benchmark: zero-shot, CoOp, CoOp-MTL, Shr+Ind and HiPro; writes OUT/demo"
-    folder, settings = Path(out)/'demo', RunSettings(**(DEMO | ({} if epochs is None else dict(epochs=epochs))))
+    folder, settings = Path(out) / 'demo', RunSettings(
+        **(DEMO | ({} if epochs is None else dict(epochs=epochs))))
     if not resume and (folder/'run.json').exists() and read_run(folder)['settings'].get('data') in EMBEDDED:
         for part in folder.glob('seed*'): shutil.rmtree(part)
     return fit_settings(settings, parse_seeds(seeds), folder, resume)
@@ -639,9 +775,13 @@ def hipro_demo(
     return run_command(run_demo, argv)
 
 # %% ../nbs/running/70_cli.ipynb #4ff61f6f
-OFFICE_HOME = ('Alarm_Clock Backpack Batteries Bed Bike Bottle Bucket Calculator Calendar Candles Chair Clipboards Computer Couch Curtains Desk_Lamp Drill Eraser Exit_Sign '
-    'Fan File_Cabinet Flipflops Flowers Folder Fork Glasses Hammer Helmet Kettle Keyboard Knives Lamp_Shade Laptop Marker Monitor Mop Mouse Mug Notebook Oven Pan Paper_Clip '
-    'Pen Pencil Postit_Notes Printer Push_Pin Radio Refrigerator Ruler Scissors Screwdriver Shelf Sink Sneakers Soda Speaker Spoon TV Table Telephone ToothBrush Toys Trash_Can Webcam').split()
+OFFICE_HOME = (
+    'Alarm_Clock Backpack Batteries Bed Bike Bottle Bucket Calculator Calendar Candles Chair Clipboards'
+    ' Computer Couch Curtains Desk_Lamp Drill Eraser Exit_Sign Fan File_Cabinet Flipflops Flowers Folder Fork'
+    ' Glasses Hammer Helmet Kettle Keyboard Knives Lamp_Shade Laptop Marker Monitor Mop Mouse Mug Notebook'
+    ' Oven Pan Paper_Clip Pen Pencil Postit_Notes Printer Push_Pin Radio Refrigerator Ruler Scissors'
+    ' Screwdriver Shelf Sink Sneakers Soda Speaker Spoon TV Table Telephone ToothBrush Toys Trash_Can Webcam'
+).split()
 
 def bench_clip(
     quick:bool = False, # Two layers of width 64 instead of RN50's text tower?
@@ -651,7 +791,8 @@ def bench_clip(
     text = dict(width=64, heads=4, layers=2) if quick else dict(width=512, heads=8, layers=12)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = CLIP(1024, CLIPVisionCfg(layers=1, width=64, head_width=32, patch_size=16, image_size=32), CLIPTextCfg(context_length=77, vocab_size=49408, **text), quick_gelu=True)
+        net = CLIP(1024, CLIPVisionCfg(layers=1, width=64, head_width=32, patch_size=16, image_size=32),
+                   CLIPTextCfg(context_length=77, vocab_size=49408, **text), quick_gelu=True)
     return FrozenCLIP(net, SimpleTokenizer(), None, 'bench').to(device)
 
 # %% ../nbs/running/70_cli.ipynb #b07c5d11
@@ -719,19 +860,32 @@ def bench_affinity(
 )->list: # What `affinity_overhead` found, for 4 tasks that share 65 names and for 20 tasks with 5 names each
     "What the affinity of two prompts side by side adds to a training step"
     kinds = [_bench_tasks(n, shared, clip.embed_dim) for n,shared in ((4, True), (20, False))]
-    return [affinity_overhead(PromptTower(clip, class_index(k)[0]), k, 2, rounds=rounds, clock=clock) | dict(names=len(k[0].classnames)) for k in kinds]
+    return [
+        affinity_overhead(PromptTower(clip, class_index(k)[0]), k, 2, rounds=rounds, clock=clock)
+        | dict(names=len(k[0].classnames))
+        for k in kinds]
 
 def _say_affinity(rows:list)->str:
     "What was measured, a line per kind"
-    return '\n'.join(f"affinity, {r['tasks']} tasks x {r['names']} names ({r['route']}): adds {r['measured']:.2f} of a step to each step, {r['counted']:.2f} counted" for r in rows)
+    return '\n'.join(
+        f"affinity, {r['tasks']} tasks x {r['names']} names ({r['route']}): adds {r['measured']:.2f} of a"
+        f" step to each step, {r['counted']:.2f} counted"
+        for r in rows)
 
 # %% ../nbs/running/70_cli.ipynb #35a1e121
 def peak_mib()->float: # MiB
-    "Most memory that this process has held; on Linux from `/proc`, since `ru_maxrss` begins at what the parent process held"
+    """Most memory that this process has held; on Linux from `/proc`, since `ru_maxrss` begins at what the
+    parent process held"""
     status = Path('/proc/self/status')
-    if status.exists(): return next(int(l.split()[1]) for l in status.read_text(encoding='utf8').splitlines() if l.startswith('VmHWM')) / 2**10
+    if status.exists():
+        return (
+            next(
+                int(l.split()[1])
+                for l in status.read_text(encoding='utf8').splitlines()
+                if l.startswith('VmHWM'))
+            / 2**10)
     try: import resource
-    except ImportError: return math.nan # Windows keeps no such mark
+    except ImportError: return math.nan  # Windows keeps no such mark
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)
 
 def tower_step(
@@ -744,7 +898,8 @@ def tower_step(
 )->dict: # The arguments, and seconds, peak MiB above what was held before, size of the gradient
     "One forward and backward pass through the text tower. The peak is the process's: call it in a fresh one"
     asked, gpu = dict(classes=classes, nodes=nodes, dtype=dtype, chunk=chunk), str(device).startswith('cuda')
-    tower = PromptTower(bench_clip(quick, device), bench_names(classes), whole=dtype is None, dtype=getattr(torch, dtype or 'float32'), chunk=chunk, recompute=chunk is not None)
+    tower = PromptTower(bench_clip(quick, device), bench_names(classes), whole=dtype is None,
+                        dtype=getattr(torch, dtype or 'float32'), chunk=chunk, recompute=chunk is not None)
     ctx = tower.init_ctx(nodes).requires_grad_()
     g = torch.randn(nodes, classes, tower.dim, generator=torch.Generator().manual_seed(0)).to(ctx.device)
     peak = (lambda: torch.cuda.max_memory_allocated(ctx.device)/2**20) if gpu else peak_mib
@@ -778,7 +933,11 @@ def bench_memory(
     keep:Callable = lambda rows: None, # Gets all rows so far after each
 )->list: # What `tower_step` found in a process of its own, a row per job
     "Peak memory of one step, at each size"
-    rows, code = [], 'import json, sys; from hipro_nb.cli import tower_step; print(json.dumps(tower_step(*json.loads(sys.argv[1]))))'
+    rows, code = (
+        [],
+        (
+            'import json, sys; from hipro_nb.cli import tower_step;'
+            ' print(json.dumps(tower_step(*json.loads(sys.argv[1]))))'))
     for job in jobs:
         words = [sys.executable, '-c', code, json.dumps([*job, quick, device])]
         done = subprocess.run(words, capture_output=True, text=True)
@@ -808,7 +967,8 @@ def bench_accuracy(
     for seed in seeds:
         named, features = [], encode_tasks(clip, mini_tasks('families', shots=4, seed=seed), progress=False)
         for k,found in accuracy.items():
-            settings = RunSettings('mini-families', method='coop_mtl', dtype=k, **(MINI_TRAIN | ({} if epochs is None else dict(epochs=epochs))))
+            settings = RunSettings('mini-families', method='coop_mtl', dtype=k,
+                                   **(MINI_TRAIN | ({} if epochs is None else dict(epochs=epochs))))
             method = new_method(settings, clip, seed).fit(features, progress=False)
             found.append(float(method.evaluate(features).averages[0]))
             named.append(torch.cat([method.predict(t.name, t.test.x).probs.argmax(1) for t in features]))
@@ -818,7 +978,10 @@ def bench_accuracy(
 def _say_accuracy(a:dict)->str:
     "Both types' averages"
     mean = {k: statistics.mean(v) for k,v in a['accuracy'].items()}
-    return f"accuracy, CoOp-MTL on mini-families, {len(a['seeds'])} seeds: {mean['float32']:.2f} in fp32, {mean['bfloat16']:.2f} in bf16; {100*statistics.mean(a['same']):.1f}% of the test images named alike"
+    return (
+        f"accuracy, CoOp-MTL on mini-families, {len(a['seeds'])} seeds: {mean['float32']:.2f} in fp32,"
+        f" {mean['bfloat16']:.2f} in bf16; {100*statistics.mean(a['same']):.1f}% of the test images named"
+        " alike")
 
 # %% ../nbs/running/70_cli.ipynb #7fca9bad
 def read_bench(
@@ -827,8 +990,13 @@ def read_bench(
     "What was measured before; `BadData` for a file of another kind"
     if not path.exists(): return {}
     try: found = json.loads(path.read_text(encoding='utf8'))
-    except (OSError, ValueError) as e: raise BadData(f'{path}: no JSON ({e}); expected what hipro_bench wrote, or another --out') from None
-    if not isinstance(found, dict) or set(found) - set(PARTS) or any(set(v) != {'facts', 'found'} for v in found.values()): raise BadData(f"{path}: not what hipro_bench writes; choose another --out")
+    except (OSError, ValueError) as e:
+        raise BadData(f'{path}: no JSON ({e}); expected what hipro_bench wrote, or another --out') from None
+    if (
+        not isinstance(found, dict)
+        or set(found) - set(PARTS)
+        or any(set(v) != {'facts', 'found'} for v in found.values())):
+        raise BadData(f"{path}: not what hipro_bench writes; choose another --out")
     return found
 
 @contextmanager
@@ -862,7 +1030,8 @@ def run_bench(
     cpu_seconds:bool = False, # Count CPU seconds of one thread, for a machine that others use?
     bf16:str = 'auto', # Measure the tower in bf16 as in fp32: yes, no, or auto, where a try finds it faster
 )->dict: # What bench.json holds: a part's `facts` and `found`, by its name
-    "Measures what the tower and the affinity cost on this machine; OUT/bench.json keeps what is not measured again"
+    """Measures what the tower and the affinity cost on this machine; OUT/bench.json keeps what is not
+    measured again"""
     asked, path = _asked_parts(parts, rounds, cpu_seconds, bf16, device), Path(out)/'bench.json'
     device = pick_device(device)
     clip, found = bench_clip(quick, device), read_bench(path)

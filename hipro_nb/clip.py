@@ -53,34 +53,59 @@ def _folder(model:str)->Path|None:
     elif model in open_clip.list_models() or model.startswith('hf-hub:'): return None
     elif Path(model).is_dir(): path = Path(model)
     else:
-        near = difflib.get_close_matches(model, open_clip.list_models(), 3, .4)
-        if Path(model).is_file(): raise BadData(f'model {model!r} is a file: give weights as pretrained, and as model the name of their architecture')
-        if not near: raise BadData(f'model {model!r}: neither a name that open_clip knows nor a folder that is there; a folder may have been moved')
-        raise BadData(f'model {model!r}: neither a name that open_clip knows nor a folder; near names: {", ".join(near)}')
+        near = difflib.get_close_matches(model, open_clip.list_models(), 3, 0.4)
+        if Path(model).is_file():
+            raise BadData(
+                f'model {model!r} is a file: give weights as pretrained, and as model the name of their'
+                ' architecture')
+        if not near:
+            raise BadData(
+                f'model {model!r}: neither a name that open_clip knows nor a folder that is there; a folder'
+                ' may have been moved')
+        raise BadData(
+            f'model {model!r}: neither a name that open_clip knows nor a folder; near names:'
+            f' {", ".join(near)}')
     if not (path/'open_clip_config.json').is_file():
-        hint = "; in Hugging Face's layout, name the architecture as open_clip does and give the weights as pretrained"
-        raise BadData(f'model folder {str(path)!r}: no open_clip_config.json; expected one, beside the weights{hint*(path/"config.json").is_file()}')
+        hint = (
+            "; in Hugging Face's layout, name the architecture as open_clip does and give the weights as"
+            " pretrained")
+        raise BadData(
+            f'model folder {str(path)!r}: no open_clip_config.json; expected one, beside the'
+            f' weights{hint*(path/"config.json").is_file()}')
     return path
 
 # %% ../nbs/paper/02_clip.ipynb #a2aa5a60
-def _other_gelu(model:str)->str: return model.removesuffix('-quickgelu') if model.endswith('-quickgelu') else f'{model}-quickgelu'
+def _other_gelu(model: str) -> str:
+    return model.removesuffix('-quickgelu') if model.endswith('-quickgelu') else f'{model}-quickgelu'
+
 
 def _check_gelu(model:str, quick:bool, source:str)->None:
     has = bool(open_clip.get_model_config(model).get('quick_gelu', False))
     if has==quick: return
     kind,other = ('QuickGELU' if quick else 'GELU'),_other_gelu(model)
     hint = f'use {other!r}' if other in open_clip.list_models() else f'open_clip has no {other!r}'
-    raise BadData(f'model {model!r}: {source} was trained with {kind}, which this architecture does not use; {hint}')
+    raise BadData(
+        f'model {model!r}: {source} was trained with {kind}, which this architecture does not use; {hint}')
 
 # %% ../nbs/paper/02_clip.ipynb #30dc12b5
 _most_bytes, _most_pickle = 2**36, 2**26
-_dtypes = dict(Float=torch.float32, Half=torch.float16, BFloat16=torch.bfloat16, Double=torch.float64, Long=torch.int64, Int=torch.int32,
-    Short=torch.int16, Char=torch.int8, Byte=torch.uint8, Bool=torch.bool)
-_settings = {'pathlib', 'numpy', 'omegaconf', 'pytorch_lightning', 'lightning', 'lightning_fabric', 'datetime', 'enum', 'easydict', 'yacs', 'ml_collections'}
-_plain_types = {'argparse': {'Namespace'}, 'types': {'SimpleNamespace'}, 'collections': {'OrderedDict', 'defaultdict', 'Counter', 'deque'},
-    'builtins': {'set', 'frozenset', 'list', 'dict', 'tuple', 'int', 'float', 'bool', 'complex', 'slice', 'bytearray', 'object'},
-    '_codecs': {'encode'}, 'copyreg': {'_reconstructor'}, 'torch': {'device'}, 'torch.torch_version': {'TorchVersion'}}
-_plain_types |= {'__builtin__': _plain_types['builtins'], 'copy_reg': _plain_types['copyreg']} # As older pickles call them
+_dtypes = dict(Float=torch.float32, Half=torch.float16, BFloat16=torch.bfloat16, Double=torch.float64,
+               Long=torch.int64, Int=torch.int32, Short=torch.int16, Char=torch.int8, Byte=torch.uint8,
+               Bool=torch.bool)
+_settings = {'pathlib', 'numpy', 'omegaconf', 'pytorch_lightning', 'lightning', 'lightning_fabric',
+             'datetime', 'enum', 'easydict', 'yacs', 'ml_collections'}
+_plain_types = {
+    'argparse': {'Namespace'},
+    'types': {'SimpleNamespace'},
+    'collections': {'OrderedDict', 'defaultdict', 'Counter', 'deque'},
+    'builtins': {'set', 'frozenset', 'list', 'dict', 'tuple', 'int', 'float', 'bool', 'complex', 'slice',
+                 'bytearray', 'object'},
+    '_codecs': {'encode'},
+    'copyreg': {'_reconstructor'},
+    'torch': {'device'},
+    'torch.torch_version': {'TorchVersion'}}
+# As older pickles call them
+_plain_types |= {'__builtin__': _plain_types['builtins'], 'copy_reg': _plain_types['copyreg']}
 
 class _Shell(dict):
     "An object in a checkpoint: its attributes and items, and nothing that could run"
@@ -93,33 +118,43 @@ class _Shell(dict):
 def _rebuilt(storage:Tensor, offset:int, size:tuple, stride:tuple, *rest)->Tensor:
     "A tensor in a storage, and no larger than that"
     flat = storage.view(next((o for o in rest if isinstance(o, torch.dtype)), storage.dtype))
-    if math.prod(size)>len(flat): raise pickle.UnpicklingError(f'a tensor of shape {list(size)} is larger than what is stored for it')
+    if math.prod(size) > len(flat):
+        raise pickle.UnpicklingError(f'a tensor of shape {list(size)} is larger than what is stored for it')
     return flat.as_strided(size, stride, offset)
 
 # %% ../nbs/paper/02_clip.ipynb #2c216a13
 def _walk(file)->None:
-    "Go through a pickle without doing what it says: its lengths must be there, its memo no larger than itself; then return to its start"
+    """Go through a pickle without doing what it says: its lengths must be there, its memo no larger than
+    itself; then return to its start"""
     start = file.tell()
     for i,(op,arg,_) in enumerate(pickletools.genops(file)):
-        if op.name in ('PUT','BINPUT','LONG_BINPUT') and arg>i: raise pickle.UnpicklingError(f'it asks for a memo of {arg:,} places')
+        if op.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and arg > i:
+            raise pickle.UnpicklingError(f'it asks for a memo of {arg:,} places')
     file.seek(start)
 
 class _Pickle(pickle.Unpickler):
-    "Reads the objects of a checkpoint: tensors, containers, and shells of settings; refuses all other classes."
+    """Reads the objects of a checkpoint: tensors, containers, and shells of settings; refuses all other
+    classes."""
     def __init__(self, file, storage:Callable):
         _walk(file)
         super().__init__(file)
         self.storage = storage
     def find_class(self, module:str, name:str):
-        "What a class becomes here, made afresh so that no pickle can change it for the next; `UnpicklingError` for most"
-        if module=='torch._utils' and name in ('_rebuild_tensor_v2','_rebuild_tensor_v3'): return lambda *args: _rebuilt(*args)
-        if (module,name)==('torch._utils','_rebuild_parameter') or module=='torch.jit._pickle': return lambda o,*_: o
-        if module=='torch' and name.removesuffix('Storage') in _dtypes: return _dtypes[name.removesuffix('Storage')]
+        """What a class becomes here, made afresh so that no pickle can change it for the next;
+        `UnpicklingError` for most"""
+        if module == 'torch._utils' and name in ('_rebuild_tensor_v2', '_rebuild_tensor_v3'):
+            return lambda *args: _rebuilt(*args)
+        if (module, name) == ('torch._utils', '_rebuild_parameter') or module == 'torch.jit._pickle':
+            return lambda o, *_: o
+        if module == 'torch' and name.removesuffix('Storage') in _dtypes:
+            return _dtypes[name.removesuffix('Storage')]
         if (module,name)==('torch.storage','UntypedStorage'): return torch.uint8
         if (module,name)==('torch','Size'): return tuple
-        if module=='torch' and isinstance(getattr(torch, name, None), torch.dtype): return getattr(torch, name)
+        if module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
         top = module.split('.')[0]
-        if top=='__torch__' or top in _settings or name in _plain_types.get(module, ()): return type(name, (_Shell,), {})
+        if top == '__torch__' or top in _settings or name in _plain_types.get(module, ()):
+            return type(name, (_Shell,), {})
         raise pickle.UnpicklingError(f'{module}.{name} is no tensor')
     def persistent_load(self, pid:tuple)->Tensor:
         "One storage, as a flat tensor"
@@ -128,9 +163,11 @@ class _Pickle(pickle.Unpickler):
 
 # %% ../nbs/paper/02_clip.ipynb #ed6f7cdb
 def _check_zip(z:zipfile.ZipFile, size:int)->None:
-    "Refuse an archive that would unpack to more than tensors need: `torch.save` and TorchScript store them as they are"
+    """Refuse an archive that would unpack to more than tensors need: `torch.save` and TorchScript store them
+    as they are"""
     unpacked = sum(m.file_size for m in z.infolist())
-    if unpacked>size+_most_pickle: raise pickle.UnpicklingError(f'an archive of {size:,} bytes that unpacks to {unpacked:,}')
+    if unpacked > size + _most_pickle:
+        raise pickle.UnpicklingError(f'an archive of {size:,} bytes that unpacks to {unpacked:,}')
 
 def _zipped(file, size:int)->dict:
     "What `torch.save` wrote, or a TorchScript archive's attributes by name"
@@ -138,11 +175,16 @@ def _zipped(file, size:int)->dict:
         _check_zip(z, size)
         names,kept = z.namelist(),{}
         pickled = next((n for n in names if n.split('/')[-1]=='data.pkl'), None)
-        if pickled is None: raise pickle.UnpicklingError('an archive without data.pkl' + ", as numpy's .npz"*any(n.endswith('.npy') for n in names))
-        if z.getinfo(pickled).file_size>_most_pickle: raise pickle.UnpicklingError(f'a pickle of {z.getinfo(pickled).file_size:,} bytes')
+        if pickled is None:
+            raise pickle.UnpicklingError(
+                'an archive without data.pkl' + ", as numpy's .npz" * any(n.endswith('.npy') for n in names))
+        if z.getinfo(pickled).file_size > _most_pickle:
+            raise pickle.UnpicklingError(f'a pickle of {z.getinfo(pickled).file_size:,} bytes')
         top = pickled.removesuffix('data.pkl')
         def _storage(dtype, key, _):
-            if key not in kept: kept[key] = torch.frombuffer(bytearray(z.read(f'{top}data/{key}')) or bytearray(1), dtype=torch.uint8)
+            if key not in kept:
+                kept[key] = torch.frombuffer(
+                    bytearray(z.read(f'{top}data/{key}')) or bytearray(1), dtype=torch.uint8)
             return kept[key][:z.getinfo(f'{top}data/{key}').file_size].view(dtype)
         found = _Pickle(io.BytesIO(z.read(pickled)), _storage).load()
         return dict(_attributes(found)) if f'{top}constants.pkl' in names else found
@@ -157,12 +199,14 @@ def _attributes(node:_Shell, top:str=''):
 def _legacy(file, size:int)->dict:
     "What `torch.save` wrote before PyTorch 1.6: pickles one after the other, then the bytes of all storages"
     def _nothing(*_): raise pickle.UnpicklingError('a tensor out of place')
-    if _Pickle(file, _nothing).load()!=0x1950a86a20f9469cfc6c: raise pickle.UnpicklingError('neither an archive nor a pickle of PyTorch')
+    if _Pickle(file, _nothing).load() != 0x1950A86A20F9469CFC6C:
+        raise pickle.UnpicklingError('neither an archive nor a pickle of PyTorch')
     for _ in range(2): _Pickle(file, _nothing).load()
     kept = {}
     def _storage(dtype, key, count):
         if key not in kept:
-            if not 0<=count*dtype.itemsize<=size-sum(len(o) for o in kept.values()): raise pickle.UnpicklingError(f'it asks for {count:,} numbers')
+            if not 0 <= count * dtype.itemsize <= size - sum(len(o) for o in kept.values()):
+                raise pickle.UnpicklingError(f'it asks for {count:,} numbers')
             kept[key] = torch.empty(count*dtype.itemsize, dtype=torch.uint8)
         return kept[key].view(dtype)
     found = _Pickle(file, _storage).load()
@@ -191,12 +235,20 @@ def _state(found:object, who:str)->dict:
     "The tensors of a checkpoint, wherever it keeps them"
     while isinstance(found, dict) and any(isinstance(found.get(k), dict) for k in _inside):
         name = next(k for k in _inside if isinstance(found.get(k), dict))
-        others = [str(k) for k,v in found.items() if k!=name and isinstance(v, dict) and any(isinstance(o, Tensor) for o in v.values())]
-        if others: warnings.warn(f'{who}: {name!r} is read, {", ".join(map(repr, others))} beside it is left out')
+        others = [
+            str(k)
+            for k, v in found.items()
+            if k != name and isinstance(v, dict) and any(isinstance(o, Tensor) for o in v.values())]
+        if others:
+            warnings.warn(f'{who}: {name!r} is read, {", ".join(map(repr, others))} beside it is left out')
         found = found[name]
-    if not isinstance(found, dict): raise BadData(f'{who}: holds a {type(found).__name__}; expected tensors by name')
+    if not isinstance(found, dict):
+        raise BadData(f'{who}: holds a {type(found).__name__}; expected tensors by name')
     tensors = {k: v for k,v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    if not tensors: raise BadData(f'{who}: no tensors by name, only {", ".join(repr(str(k))[:40] for k in list(found)[:8]) or "nothing"}')
+    if not tensors:
+        raise BadData(
+            f'{who}: no tensors by name, only'
+            f' {", ".join(repr(str(k))[:40] for k in list(found)[:8]) or "nothing"}')
     return tensors
 
 # %% ../nbs/paper/02_clip.ipynb #81efe55d
@@ -206,10 +258,13 @@ def _bare(sd:dict, who:str)->dict:
     "The tensors of the one model, without what wrappers put before its names"
     sd = {k.replace('_orig_mod.', ''): v for k,v in sd.items()}
     tops = sorted({k.removesuffix('logit_scale') for k in sd if f'.{k}'.endswith('.logit_scale')})
-    if len(tops)>1: raise BadData(f'{who}: {len(tops)} models, under {", ".join(map(repr, tops))}; expected one')
+    if len(tops) > 1:
+        raise BadData(f'{who}: {len(tops)} models, under {", ".join(map(repr, tops))}; expected one')
     if not tops: return sd
     left = [k for k in sd if not k.startswith(tops[0])]
-    if left: warnings.warn(f'{who}: {len(left)} tensors that are not under {tops[0]!r} are left out, as {left[0]!r}')
+    if left:
+        warnings.warn(
+            f'{who}: {len(left)} tensors that are not under {tops[0]!r} are left out, as {left[0]!r}')
     return {k.removeprefix(tops[0]): v for k,v in sd.items() if k.startswith(tops[0])}
 
 def _read_weights(path:Path)->tuple[dict,bool]:
@@ -217,17 +272,25 @@ def _read_weights(path:Path)->tuple[dict,bool]:
     who = f'weights {str(path)!r}'
     sd = _state(_raw_weights(path), who)
     asked,size = sum(v.numel()*v.element_size() for v in sd.values()),path.stat().st_size
-    if asked>2*size+_most_pickle: raise BadData(f'{who}: tensors of {asked:,} bytes in a file of {size:,}; expected each stored once')
+    if asked > 2 * size + _most_pickle:
+        raise BadData(f'{who}: tensors of {asked:,} bytes in a file of {size:,}; expected each stored once')
     sd = _bare(sd, who)
-    return {k:v for k,v in sd.items() if k not in (*_openai_keys,'attn_mask')},any(k in sd for k in _openai_keys)
+    return {k: v for k, v in sd.items() if k not in (*_openai_keys, 'attn_mask')}, any(
+        k in sd for k in _openai_keys)
 
 # %% ../nbs/paper/02_clip.ipynb #fdf02e8b
-_hf_names = {r'^text_model[.]embeddings[.](token_embedding[.])': r'\1', r'^text_model[.]embeddings[.]position_embedding[.]weight': 'positional_embedding',
-    r'^text_model[.]final_layer_norm': 'ln_final', r'^text_model[.]encoder[.]layers': 'transformer.resblocks', r'^text_projection[.]weight': 'text_projection',
-    r'^vision_model[.]embeddings[.](class_embedding)': r'visual.\1', r'^vision_model[.]embeddings[.]patch_embedding': 'visual.conv1',
-    r'^vision_model[.]embeddings[.]position_embedding[.]weight': 'visual.positional_embedding', r'^vision_model[.]pre_layrnorm': 'visual.ln_pre',
-    r'^vision_model[.]post_layernorm': 'visual.ln_post', r'^vision_model[.]encoder[.]layers': 'visual.transformer.resblocks',
-    r'^visual_projection[.]weight': 'visual.proj', r'[.]self_attn[.]': '.attn.', r'[.]layer_norm([12])': r'.ln_\1', r'[.]mlp[.]fc1': '.mlp.c_fc', r'[.]mlp[.]fc2': '.mlp.c_proj'}
+_hf_names = {
+    r'^text_model[.]embeddings[.](token_embedding[.])': r'\1',
+    r'^text_model[.]embeddings[.]position_embedding[.]weight': 'positional_embedding',
+    r'^text_model[.]final_layer_norm': 'ln_final', r'^text_model[.]encoder[.]layers': 'transformer.resblocks',
+    r'^text_projection[.]weight': 'text_projection',
+    r'^vision_model[.]embeddings[.](class_embedding)': r'visual.\1',
+    r'^vision_model[.]embeddings[.]patch_embedding': 'visual.conv1',
+    r'^vision_model[.]embeddings[.]position_embedding[.]weight': 'visual.positional_embedding',
+    r'^vision_model[.]pre_layrnorm': 'visual.ln_pre', r'^vision_model[.]post_layernorm': 'visual.ln_post',
+    r'^vision_model[.]encoder[.]layers': 'visual.transformer.resblocks',
+    r'^visual_projection[.]weight': 'visual.proj', r'[.]self_attn[.]': '.attn.',
+    r'[.]layer_norm([12])': r'.ln_\1', r'[.]mlp[.]fc1': '.mlp.c_fc', r'[.]mlp[.]fc2': '.mlp.c_proj'}
 
 def _from_hugging_face(sd:dict)->dict:
     "Hugging Face's names and pieces of CLIP as open_clip's"
@@ -240,21 +303,31 @@ def _from_hugging_face(sd:dict)->dict:
     return out | {k: torch.cat([qkv[o] for o in 'qkv']) for k,qkv in thirds.items()}
 
 # %% ../nbs/paper/02_clip.ipynb #8921e0cd
-_formats = {'vision_model[.]head[.]|text_model[.]head[.]': "Hugging Face's SigLIP", '(vision|text)_model[.]': "Hugging Face's CLIP", '.*lora_': 'LoRA pieces without the model',
-    'prompt_learner[.]|ctx$': "CoOp's prompts", 'image_encoder[.]': "MobileCLIP's own", 'visual_encoder[.]|text_encoder[.]': 'BLIP or ALBEF', 'params/': "big_vision's",
-    'visual[.]trunk[.]|text[.]': "open_clip's CustomTextCLIP", 'visual[.]|transformer[.]resblocks[.]': "open_clip's or OpenAI's CLIP", 'layer[1-4][.]|fc[.]': 'an image classifier, a ResNet',
-    'blocks[.]|patch_embed[.]|cls_token': 'an image tower alone, as of timm or DINO', 'encoder[.]layer|embeddings[.]': 'a text tower alone, as of BERT'}
+_formats = {'vision_model[.]head[.]|text_model[.]head[.]': "Hugging Face's SigLIP",
+            '(vision|text)_model[.]': "Hugging Face's CLIP", '.*lora_': 'LoRA pieces without the model',
+            'prompt_learner[.]|ctx$': "CoOp's prompts", 'image_encoder[.]': "MobileCLIP's own",
+            'visual_encoder[.]|text_encoder[.]': 'BLIP or ALBEF', 'params/': "big_vision's",
+            'visual[.]trunk[.]|text[.]': "open_clip's CustomTextCLIP",
+            'visual[.]|transformer[.]resblocks[.]': "open_clip's or OpenAI's CLIP",
+            'layer[1-4][.]|fc[.]': 'an image classifier, a ResNet',
+            'blocks[.]|patch_embed[.]|cls_token': 'an image tower alone, as of timm or DINO',
+            'encoder[.]layer|embeddings[.]': 'a text tower alone, as of BERT'}
 
 def _looks_like(names)->str:
     "What is in a file, by its names: a few of them, and the format that has such names"
     kind = next((kind for pattern,kind in _formats.items() if any(re.match(pattern, n) for n in names)), None)
-    return f'{len(names)} tensors, as {", ".join(map(repr, list(names)[:3]))}' + (f', which looks like {kind}' if kind else '')
+    return f'{len(names)} tensors, as {", ".join(map(repr, list(names)[:3]))}' + (
+        f', which looks like {kind}' if kind else '')
 
 # %% ../nbs/paper/02_clip.ipynb #fabb8b86
 def _hf_activation(path:Path, name:str)->None:
-    "Refuse weights in Hugging Face's names whose config.json says another activation; warn where there is none to ask"
+    """Refuse weights in Hugging Face's names whose config.json says another activation; warn where there is
+    none to ask"""
     config = path.parent/'config.json'
-    if not config.is_file(): return warnings.warn(f'weights {str(path)!r}: no config.json beside them to say whether they were trained with QuickGELU, as OpenAI\'s were')
+    if not config.is_file():
+        return warnings.warn(
+            f'weights {str(path)!r}: no config.json beside them to say whether they were trained with'
+            ' QuickGELU, as OpenAI\'s were')
     text = read_json(config, dict[str,Plain], 2**20).get('text_config')
     act = text.get('hidden_act', 'quick_gelu') if isinstance(text, dict) else 'quick_gelu'
     _check_gelu(name, act=='quick_gelu', f"{path.name!r} (hidden_act {act!r} in config.json)")
@@ -263,52 +336,75 @@ def _renamed(model:nn.Module, sd:dict)->dict:
     "The tensors under the names that `model` has for them"
     if any(k.startswith(('vision_model.','text_model.')) for k in sd): sd = _from_hugging_face(sd)
     sd = convert_state_dict(model, sd)
-    if 'positional_embedding' in sd and not hasattr(model, 'positional_embedding'): sd = convert_to_custom_text_state_dict(sd)
+    if 'positional_embedding' in sd and not hasattr(model, 'positional_embedding'):
+        sd = convert_to_custom_text_state_dict(sd)
     own,odd = model.state_dict(),'text.transformer.embeddings.position_ids'
     if odd not in own: sd.pop(odd, None)
     if 'logit_bias' in own: sd.setdefault('logit_bias', torch.zeros(()))
-    return sd | {k: sd[k].reshape(own[k].shape) for k in ('logit_scale','logit_bias') if k in own and k in sd and sd[k].numel()==1}
+    return sd | {
+        k: sd[k].reshape(own[k].shape)
+        for k in ('logit_scale', 'logit_bias')
+        if k in own and k in sd and sd[k].numel() == 1}
 
+# %% ../nbs/paper/02_clip.ipynb #85bf4dde
 def _load_file(model:nn.Module, name:str, path:Path, resize:bool=False)->None:
     found,openai = _read_weights(path)
     if openai: _check_gelu(name, True, f"{path.name!r} (OpenAI's format)")
     if any(k.startswith('text_model.encoder.') for k in found): _hf_activation(path, name)
     try:
         sd = _renamed(model, dict(found))
-        whole = [k for k,v in model.state_dict().items() if k in sd and v.is_floating_point()!=sd[k].is_floating_point()]
+        whole = [
+            k
+            for k, v in model.state_dict().items()
+            if k in sd and v.is_floating_point() != sd[k].is_floating_point()]
         if whole: raise RuntimeError(f'\n{whole[0]} is of {sd[whole[0]].dtype}')
         if resize: resize_pos_embed(sd, model)
         if resize: resize_text_pos_embed(sd, model)
         model.load_state_dict(sd)
     except (RuntimeError, KeyError, IndexError, ValueError, AttributeError) as e:
         first = ' '.join(str(e).splitlines()[1:2] or [f'{type(e).__name__} at {e}']).strip()
-        raise BadData(f'weights {str(path)!r}: not those of model {name!r}: {first[:300]}; found {_looks_like(found)}') from e
+        raise BadData(
+            f'weights {str(path)!r}: not those of model {name!r}: {first[:300]}; found {_looks_like(found)}'
+        ) from e
 
 # %% ../nbs/paper/02_clip.ipynb #c9fcebc3
 def _source(model:str, pretrained:str|None)->tuple[str|None,Path|None]:
     "`pretrained` as a tag or as a file, checked before anything is built or fetched."
     if not pretrained: return None,None
-    if pretrained in list_pretrained_tags_by_model(model) or pretrained in list_pretrained_tags_by_model(_other_gelu(model)):
+    if pretrained in list_pretrained_tags_by_model(model) or pretrained in list_pretrained_tags_by_model(
+        _other_gelu(model)):
         cfg = get_pretrained_cfg(model, pretrained) or get_pretrained_cfg(_other_gelu(model), pretrained)
         _check_gelu(model, bool(cfg.get('quick_gelu', False)), f'tag {pretrained!r}')
-        return pretrained,None
+        return pretrained, None
     if Path(pretrained).is_file(): return None,Path(pretrained)
-    raise BadData(f'pretrained {pretrained!r}: neither a file nor a tag of model {model!r}; its tags: {", ".join(list_pretrained_tags_by_model(model)) or "none"}')
+    raise BadData(
+        f'pretrained {pretrained!r}: neither a file nor a tag of model {model!r}; its tags:'
+        f' {", ".join(list_pretrained_tags_by_model(model)) or "none"}')
 
 # %% ../nbs/paper/02_clip.ipynb #feb23db1
-_Kinds = TypedDict('_Kinds', dict(model_cfg=TypedDict('_Model', dict(embed_dim=int, vision_cfg=dict[str,Plain], text_cfg=dict[str,Plain]))))
-_Pixels = TypedDict('_Pixels', dict(size=int|list[int], mode=Literal['RGB'], mean=list[float], std=list[float], fill_color=int|list[int],
-    interpolation=Literal['bicubic','bilinear','random'], resize_mode=Literal['shortest','longest','squash']), total=False)
+_Kinds = TypedDict(
+    '_Kinds',
+    dict(
+        model_cfg=TypedDict(
+            '_Model', dict(embed_dim=int, vision_cfg=dict[str, Plain], text_cfg=dict[str, Plain]))))
+_Pixels = TypedDict(
+    '_Pixels',
+    dict(size=int | list[int], mode=Literal['RGB'], mean=list[float], std=list[float],
+         fill_color=int | list[int], interpolation=Literal['bicubic', 'bilinear', 'random'],
+         resize_mode=Literal['shortest', 'longest', 'squash']),
+    total=False)
 _depth = 2**9 # Most layers of a tower
 
 def _too_deep(cfg:dict)->str:
     "The first number of layers in a configuration that no model has; empty if there is none"
     for k,v in cfg.items():
         inner = _too_deep(v) if isinstance(v, dict) else ''
-        many = 'layer' in k and any(isinstance(n, int) and n>_depth for n in (v if isinstance(v, list) else [v]))
+        many = 'layer' in k and any(
+            isinstance(n, int) and n > _depth for n in (v if isinstance(v, list) else [v]))
         if inner or many: return inner or f'{k}={v}'
     return ''
 
+# %% ../nbs/paper/02_clip.ipynb #53743b4f
 def _read_config(path:Path)->dict:
     "An open_clip_config.json: `model_cfg`, and `preprocess_cfg` with what open_clip knows"
     cfg = read_json(path, dict[str,Plain], 2**20)
@@ -320,24 +416,33 @@ def _pixels_cfg(folder:Path|None)->dict:
     "Preprocessing that the open_clip_config.json in a folder asks for; empty where there is none"
     path = folder and folder/'open_clip_config.json'
     if not path or not path.is_file(): return {}
-    cfg = as_kind(read_json(path, dict[str,Plain], 2**20).get('preprocess_cfg', {}), _Pixels, f'{path}, preprocess_cfg')
+    cfg = as_kind(
+        read_json(path, dict[str, Plain], 2**20).get('preprocess_cfg', {}), _Pixels, f'{path}, preprocess_cfg'
+    )
     for k in ('mean','std'):
-        if k in cfg and (len(cfg[k])!=3 or (k=='std' and min(cfg[k])<=0)): raise BadData(f'{path}: {k}={cfg[k]}; expected 3 numbers, and no deviation of 0')
+        if k in cfg and (len(cfg[k]) != 3 or (k == 'std' and min(cfg[k]) <= 0)):
+            raise BadData(f'{path}: {k}={cfg[k]}; expected 3 numbers, and no deviation of 0')
     size = cfg.get('size', 224)
     sides = size if isinstance(size, list) else [size]
-    if not 1<=len(sides)<=2 or not all(0<s<=2**12 for s in sides): raise BadData(f'{path}: size={size}; expected 1 to {2**12} pixels')
+    if not 1 <= len(sides) <= 2 or not all(0 < s <= 2**12 for s in sides):
+        raise BadData(f'{path}: size={size}; expected 1 to {2**12} pixels')
     return cfg
 
 # %% ../nbs/paper/02_clip.ipynb #c4e88985
-_weight_names = ('open_clip_model.safetensors','open_clip_pytorch_model.safetensors','open_clip_pytorch_model.bin','open_clip_pytorch_model.pth',
-    'model.safetensors','pytorch_model.bin','pytorch_model.pth','model.pth')
+_weight_names = ('open_clip_model.safetensors', 'open_clip_pytorch_model.safetensors',
+                 'open_clip_pytorch_model.bin', 'open_clip_pytorch_model.pth', 'model.safetensors',
+                 'pytorch_model.bin', 'pytorch_model.pth', 'model.pth')
 
 def _weights_in(folder:Path)->Path:
     "The file of weights in a model folder: one of open_clip's names, or the only one"
     found = sorted(p for p in folder.iterdir() if p.suffix in ('.safetensors','.bin','.pth','.pt'))
     known = sorted((p for p in found if p.name in _weight_names), key=lambda p: _weight_names.index(p.name))
-    if not found: raise BadData(f'model folder {str(folder)!r}: no weights; expected open_clip_model.safetensors')
-    if not known and len(found)>1: raise BadData(f'model folder {str(folder)!r}: {", ".join(p.name for p in found[:5])}; expected one file of weights, or open_clip_model.safetensors')
+    if not found:
+        raise BadData(f'model folder {str(folder)!r}: no weights; expected open_clip_model.safetensors')
+    if not known and len(found) > 1:
+        raise BadData(
+            f'model folder {str(folder)!r}: {", ".join(p.name for p in found[:5])}; expected one file of'
+            ' weights, or open_clip_model.safetensors')
     return (known or found)[0]
 
 _tokenizer_files = ('tokenizer.json','vocab.txt','spiece.model','sentencepiece.bpe.model','tokenizer.model')
@@ -354,46 +459,74 @@ _tokenizer_options = {'clean','strip_sep_token','language'}
 def _check_parts(cfg:dict, who:str)->None:
     "Refuse what a configuration could have run or fetched"
     odd = sorted((cfg['text_cfg'].get('tokenizer_kwargs') or {}).keys() - _tokenizer_options)
-    if odd: raise BadData(f'{who}: tokenizer_kwargs has {odd[0]!r}; expected {", ".join(sorted(_tokenizer_options))} alone')
+    if odd:
+        raise BadData(
+            f'{who}: tokenizer_kwargs has {odd[0]!r}; expected {", ".join(sorted(_tokenizer_options))} alone')
     timm_name = str(cfg['vision_cfg'].get('timm_model_name') or '')
-    if ':' in timm_name or '/' in timm_name: raise BadData(f"{who}: timm_model_name {timm_name!r} would be fetched or read elsewhere; expected a name of timm's own")
+    if ':' in timm_name or '/' in timm_name:
+        raise BadData(
+            f"{who}: timm_model_name {timm_name!r} would be fetched or read elsewhere; expected a name of"
+            " timm's own")
 
 def _check_code(folder:Path, file:str, who:str)->dict:
     "What a file of Hugging Face's says; refuse one that names code to run"
     said = read_json(folder/file, dict[str,Plain], 2**24) if (folder/file).is_file() else {}
-    if 'auto_map' in said: raise BadData(f'{who}: {folder/file} names code of its own (auto_map), which is not run; expected a kind that transformers has')
+    if 'auto_map' in said:
+        raise BadData(
+            f'{who}: {folder/file} names code of its own (auto_map), which is not run; expected a kind that'
+            ' transformers has')
     return said
 
+# %% ../nbs/paper/02_clip.ipynb #b6ab83e3
 def _parts(where:str, folder:Path|None, tag:str|None)->tuple[dict,Path|None]:
-    "What of the text tower's configuration changes here, and where its tokenizer is; refuse what would be fetched though no tag was named"
+    """What of the text tower's configuration changes here, and where its tokenizer is; refuse what would be
+    fetched though no tag was named"""
     cfg,changes = open_clip.get_model_config(where),{}
     who,text = f'model {where!r}',cfg['text_cfg']
     _check_parts(cfg, who)
     needs = dict(hf_model_name=('config.json',), hf_tokenizer_name=_tokenizer_files)
     at = {k: _local(str(text[k]), folder, files) for k,files in needs.items() if text.get(k)}
-    if not at and folder is None and 'siglip' in where.lower(): at = dict(hf_tokenizer_name=None) # Whose vocabulary open_clip fetches by the name of the model
+    # Whose vocabulary open_clip fetches by the name of the model
+    if not at and folder is None and 'siglip' in where.lower(): at = dict(hf_tokenizer_name=None)
     for k,path in at.items():
-        if path is None and not tag: raise BadData(f'{who}: its {k} {text.get(k, "for SigLIP")!r} would be fetched from the network; {_instead(folder, needs[k][0])}')
+        if path is None and not tag:
+            raise BadData(
+                f'{who}: its {k} {text.get(k, "for SigLIP")!r} would be fetched from the network;'
+                f' {_instead(folder, needs[k][0])}')
     if at.get('hf_model_name'):
         kind = _check_code(at['hf_model_name'], 'config.json', who)
-        if _too_deep(kind): raise BadData(f'{who}: {_too_deep(kind)[:80]} in config.json; expected at most {_depth} layers')
-        if kind.get('model_type') not in arch_dict: raise BadData(f"{who}: config.json is of model_type {kind.get('model_type')!r}; expected a text tower, {', '.join(arch_dict)}")
+        if _too_deep(kind):
+            raise BadData(f'{who}: {_too_deep(kind)[:80]} in config.json; expected at most {_depth} layers')
+        if kind.get('model_type') not in arch_dict:
+            raise BadData(
+                f"{who}: config.json is of model_type {kind.get('model_type')!r}; expected a text tower,"
+                f" {', '.join(arch_dict)}")
         changes = text | dict(hf_model_name=str(at['hf_model_name']), hf_model_pretrained=False)
     return changes,at.get('hf_tokenizer_name')
 
 def _instead(folder:Path|None, file:str)->str:
-    return f"put its {file} into the folder" if folder else 'name one of its pretrained tags to allow that, or give a folder that has everything'
+    return (
+        f"put its {file} into the folder"
+        if folder
+        else 'name one of its pretrained tags to allow that, or give a folder that has everything')
 
 # %% ../nbs/paper/02_clip.ipynb #97411012
 def _unbuilt(e:Exception, who:str, fetches:bool)->BadData:
-    "What to do where a model could not be built or fetched; of what was fetched the reason is that of the innermost exception"
-    if not fetches or not (isinstance(e, OSError) or 'ownload' in str(e)): return BadData(f'{who}: {str(e)[:300] or type(e).__name__}')
+    """What to do where a model could not be built or fetched; of what was fetched the reason is that of the
+    innermost exception"""
+    if not fetches or not (isinstance(e, OSError) or 'ownload' in str(e)):
+        return BadData(f'{who}: {str(e)[:300] or type(e).__name__}')
     while e.__cause__ or e.__context__: e = e.__cause__ or e.__context__
-    return BadData(f'{who}: cannot be fetched or read ({" ".join(str(e).split())[:200]}); expected a network the first time, or a file of weights as `pretrained`')
+    return BadData(
+        f'{who}: cannot be fetched or read ({" ".join(str(e).split())[:200]}); expected a network the first'
+        ' time, or a file of weights as `pretrained`')
 
 def _need_transformers(who:str)->None:
     try: import transformers
-    except ImportError as e: raise BadData(f"{who}: its tokenizer or its text tower is of Hugging Face's transformers, which is not there ({e}); pip install 'hipro_nb[hf]'") from e
+    except ImportError as e:
+        raise BadData(
+            f"{who}: its tokenizer or its text tower is of Hugging Face's transformers, which is not there"
+            f" ({e}); pip install 'hipro_nb[hf]'") from e
 
 def _tokenizer(where:str, path:Path|None, who:str)->Callable:
     "The tokenizer of an architecture: from `path`, or as open_clip finds it"
@@ -401,17 +534,25 @@ def _tokenizer(where:str, path:Path|None, who:str)->Callable:
     if path or text.get('hf_tokenizer_name') or 'siglip' in where.lower(): _need_transformers(who)
     if path is None: return open_clip.get_tokenizer(where)
     _check_code(path, 'tokenizer_config.json', who)
-    options = dict(context_length=text.get('context_length', 77), tokenizer_mode=text.get('tokenizer_mode'), **(text.get('tokenizer_kwargs') or {}))
+    options = dict(context_length=text.get('context_length', 77), tokenizer_mode=text.get('tokenizer_mode'),
+                   **(text.get('tokenizer_kwargs') or {}))
     return HFTokenizer(str(path), local_files_only=True, trust_remote_code=False, **options)
 
 def _net(where:str, tag:str|None, changes:dict, weights:Path|None, pixels:dict)->nn.Module:
-    "The model, with random weights or those of a tag; first as a shape without memory where `weights`, in a model's folder, say how large it may be"
+    """The model, with random weights or those of a tag; first as a shape without memory where `weights`, in a
+    model's folder, say how large it may be"""
     own = dict(text_cfg=changes) if changes else {}
-    def _make(device): return open_clip.create_model(where, tag, load_weights=weights is None, pretrained_text=False, force_preprocess_cfg=pixels, device=device, **own)
+    def _make(device):
+        return open_clip.create_model(where, tag, load_weights=weights is None, pretrained_text=False,
+                                      force_preprocess_cfg=pixels, device=device, **own)
+
     if weights:
         with torch.device('meta'): shape = _make('meta')
         asked,size = sum(p.numel() for p in (*shape.parameters(),*shape.buffers())),weights.stat().st_size
-        if asked>4*size+2**24: raise BadData(f'model {where!r}: has {asked:,} numbers, and its weights {size:,} bytes; expected a configuration of these weights')
+        if asked > 4 * size + 2**24:
+            raise BadData(
+                f'model {where!r}: has {asked:,} numbers, and its weights {size:,} bytes; expected a'
+                ' configuration of these weights')
     return _make('cpu').float()
 
 # %% ../nbs/paper/02_clip.ipynb #c9b78df5
@@ -420,7 +561,8 @@ def load_clip(
     pretrained:str|None=None, # A tag of open_clip's, which may be fetched, or a file: safetensors, OpenAI's archive or a checkpoint of `torch.save`; random weights if None
     device:str|torch.device='cpu', # Where the model goes
 )->FrozenCLIP: # Frozen and in eval mode, with its tokenizer and its preprocessing
-    "A CLIP model from open_clip's zoo, a file or a folder; raises `BadData` for names, files and activations that do not belong together."
+    """A CLIP model from open_clip's zoo, a file or a folder; raises `BadData` for names, files and
+    activations that do not belong together."""
     folder = _folder(model)
     if folder and pretrained: raise BadData(f'model folder {str(folder)!r}: has its own weights; expected no `pretrained`, got {pretrained!r}')
     where,who,hub = (f'local-dir:{folder}' if folder else model),f'model {model!r}',model.startswith('hf-hub:')
@@ -480,23 +622,30 @@ def _frame(tokenizer:Callable)->_Frame:
     start = e[:next((i for i,(a,b) in enumerate(zip(e, o)) if a!=b), len(e))]
     hidden = n-len(bare.content(long)) # End tokens that are padding as well
     frame = _Frame(start, e[len(start):] or [bare.pad]*hidden, bare.pad, tail, len(empty))
-    if frame.row(frame.content(two))!=two: raise BadData(f'the tokenizer makes {two[:3]} ... {two[-3:]} of a short text: expected padding at the end of a row alone')
+    if frame.row(frame.content(two)) != two:
+        raise BadData(
+            f'the tokenizer makes {two[:3]} ... {two[-3:]} of a short text: expected padding at the end of a'
+            ' row alone')
     return frame
 
 # %% ../nbs/paper/02_clip.ipynb #8db80f73
 class ClassTokens:
-    "Token ids of the prompts `start, context, name, full stop, end` of all classes, and the places of the context."
+    """Token ids of the prompts `start, context, name, full stop, end` of all classes, and the places of the
+    context."""
     def __init__(self,
         clip:FrozenCLIP, # Its tokenizer and its context length are used
         classnames:Sequence[str], # K names; underscores are read as spaces
         n_ctx:int=16, # Context tokens, T
-        position:str='end', # Where the name stands: at the `end`, in the `middle` or in `front` of the context
+        # Where the name stands: at the `end`, in the `middle` or in `front` of the context
+        position:str='end',
     ):
-        if position not in ('end','middle','front'): raise ValueError(f"position {position!r}: expected 'end', 'middle' or 'front'")
+        if position not in ('end', 'middle', 'front'):
+            raise ValueError(f"position {position!r}: expected 'end', 'middle' or 'front'")
         if n_ctx<1: raise ValueError(f'n_ctx {n_ctx}: expected at least one context token')
         self.classnames,self.n_ctx,self.position = tuple(classnames),n_ctx,position
         self.frame = _frame(clip.tokenizer)
-        self.context_length,self.start,self.end,self.pad = self.frame.length,self.frame.start,self.frame.end,self.frame.pad
+        self.context_length, self.start, self.end, self.pad = (
+            self.frame.length, self.frame.start, self.frame.end, self.frame.pad)
         self.lead = self._ids(clip.tokenizer, ['x'])[0]
         self.filler,self.n_shared = self.lead[0],dict(end=n_ctx, middle=n_ctx//2, front=0)[position]
         names = [clean_name(n) for n in self.classnames]
@@ -507,11 +656,14 @@ class ClassTokens:
 
 # %% ../nbs/paper/02_clip.ipynb #761ea3fe
 @patch
-def _ids(self:ClassTokens, tokenizer, texts:list[str])->list[list[int]]: return [self.frame.content(r) for r in tokenizer(texts).tolist()]
+def _ids(self: ClassTokens, tokenizer, texts: list[str]) -> list[list[int]]:
+    return [self.frame.content(r) for r in tokenizer(texts).tolist()]
+
 
 @patch
 def _names(self:ClassTokens, tokenizer, texts:list[str])->list[list[int]]:
-    "Ids of texts where they stand: first in `front`, behind other words elsewhere, where some tokenizers cut them otherwise"
+    """Ids of texts where they stand: first in `front`, behind other words elsewhere, where some tokenizers
+    cut them otherwise"""
     alone,n = self._ids(tokenizer, texts),len(self.lead)
     if self.position=='front': return alone
     behind = self._ids(tokenizer, [f'x {t}' for t in texts])
@@ -526,7 +678,9 @@ def _check(self:ClassTokens, name:str, full:list[int], bare:list[int])->None:
     if not bare: raise BadData(f'class {shown}: no tokens; expected a name with a letter or a sign in it')
     if len(full)<=room: return
     least = 'at least ' if self.frame.is_full(full) else ''
-    raise BadData(f'class {shown}: {least}{len(full)} tokens with the full stop, but {self.n_ctx} context tokens leave room for {max(room,0)} of the context length {self.context_length}')
+    raise BadData(
+        f'class {shown}: {least}{len(full)} tokens with the full stop, but {self.n_ctx} context tokens leave'
+        f' room for {max(room,0)} of the context length {self.context_length}')
 
 @patch
 def _own(self:ClassTokens, full:list[int], bare:list[int])->list[int]:
@@ -569,9 +723,11 @@ class _Layer(nn.Module):
         self.eps = block.ln_1.eps,block.ln_2.eps
         g1,g2 = (getattr(ls, 'gamma', a.in_proj_bias.new_ones(w)) for ls in (block.ls_1,block.ls_2))
         scale = torch.cat([g1.new_full((w,), (w//a.num_heads)**-.5), g1.new_ones(2*w)])
-        parts = dict(g1=block.ln_1.weight, b1=block.ln_1.bias, w_in=a.in_proj_weight*scale[:,None], b_in=a.in_proj_bias*scale,
-            w_out=a.out_proj.weight*g1[:,None], b_out=a.out_proj.bias*g1, g2=block.ln_2.weight, b2=block.ln_2.bias,
-            w_fc=m.c_fc.weight*c, b_fc=m.c_fc.bias*c, w_proj=m.c_proj.weight*(g2[:,None]/c), b_proj=m.c_proj.bias*g2)
+        parts = dict(g1=block.ln_1.weight, b1=block.ln_1.bias, w_in=a.in_proj_weight * scale[:, None],
+                     b_in=a.in_proj_bias * scale, w_out=a.out_proj.weight * g1[:, None],
+                     b_out=a.out_proj.bias * g1, g2=block.ln_2.weight, b2=block.ln_2.bias,
+                     w_fc=m.c_fc.weight * c, b_fc=m.c_fc.bias * c, w_proj=m.c_proj.weight * (g2[:, None] / c),
+                     b_proj=m.c_proj.bias * g2)
         for k,v in parts.items(): self.register_buffer(k, v.detach().to(dtype), persistent=False)
     def norm(self,
         x:Tensor, # What enters the block
@@ -607,7 +763,8 @@ class _Table:
 
 # %% ../nbs/paper/02_clip.ipynb #7f01b015
 def _table(node:Tensor, n_nodes:int, extra:int)->_Table:
-    "Lay out items that belong to prompts `node` in rows as long as wastes least; a row costs `extra` items more."
+    """Lay out items that belong to prompts `node` in rows as long as wastes least; a row costs `extra` items
+    more."""
     count = torch.bincount(node, minlength=n_nodes)
     sizes = {min(2**i, int(count.max())) for i in range(2, 20)}
     b = min(sizes, key=lambda b: (int((count+b-1).div(b, rounding_mode='floor').sum())*(b+extra), b))
@@ -625,9 +782,11 @@ def _obstacle(clip:FrozenCLIP, tokens:ClassTokens)->str:
     t = clip.text_tower
     if not isinstance(t, (CLIP, TextTransformer)): return f'a foreign text tower ({type(t).__name__})'
     blocks,mask = t.transformer.resblocks,t.attn_mask
-    if mask is None or not mask.equal(torch.full_like(mask, -math.inf).triu(1)): return 'attention is not causal'
+    if mask is None or not mask.equal(torch.full_like(mask, -math.inf).triu(1)):
+        return 'attention is not causal'
     if getattr(t, 'cls_emb', None) is not None: return 'a class token is appended'
-    if any(type(b) is not ResidualAttentionBlock or b.attn.in_proj_weight is None for b in blocks): return f'blocks are not plain ({type(blocks[0]).__name__})'
+    if any(type(b) is not ResidualAttentionBlock or b.attn.in_proj_weight is None for b in blocks):
+        return f'blocks are not plain ({type(blocks[0]).__name__})'
     pool,eos = (getattr(t, f'text_{k}', None) or getattr(t, k, None) for k in ('pool_type','eos_id'))
     rows = tokens.whole()[0]
     read = rows.argmax(1) if pool=='argmax' else (rows==eos).int().argmax(1) if pool=='eos' else None
@@ -670,7 +829,8 @@ class PromptTower(nn.Module):
         self.width,self.dtype = clip.width,dtype or clip.precision
         self.obstacle = 'asked for' if whole else _obstacle(clip, self.tokens)
         self._plans = {}
-        for k,v in zip(('ids','slots'), self.tokens.whole()): self.register_buffer(k, v.to(clip.device), persistent=False)
+        for k, v in zip(('ids', 'slots'), self.tokens.whole()):
+            self.register_buffer(k, v.to(clip.device), persistent=False)
         if not self.obstacle: self._freeze()
 
 # %% ../nbs/paper/02_clip.ipynb #ef1380c9
@@ -748,7 +908,8 @@ def _plan(self:PromptTower, node:Tensor, cls:Tensor, n_nodes:int)->_Plan:
     slot = (self.own_ids[token]<0).nonzero()[:,0]
     T2 = self.n_ctx-self.tokens.n_shared
     source = node[row[slot]]*T2 + torch.arange(len(slot))%max(T2, 1)
-    return _Plan(pair, groups, token, first+length-1, _table(node[row], n_nodes, extra), _table(node, n_nodes, extra), slot, source)
+    return _Plan(pair, groups, token, first + length - 1, _table(node[row], n_nodes, extra),
+                 _table(node, n_nodes, extra), slot, source)
 
 # %% ../nbs/paper/02_clip.ipynb #ed14ee3c
 @patch
@@ -758,7 +919,8 @@ def _chunks(self:PromptTower, node:Tensor, cls:Tensor, n_nodes:int, device)->lis
     if key not in self._plans:
         if len(self._plans)>=32: self._plans.pop(next(iter(self._plans)))
         size = self.chunk or max(len(node), 1)
-        self._plans[key] = [_move(self._plan(a, b, n_nodes), device) for a,b in zip(node.split(size), cls.split(size))]
+        self._plans[key] = [
+            _move(self._plan(a, b, n_nodes), device) for a, b in zip(node.split(size), cls.split(size))]
     return self._plans[key]
 
 # %% ../nbs/paper/02_clip.ipynb #a3268d12
@@ -783,39 +945,48 @@ def _prefix(self:PromptTower, ctx:Float[Tensor,'M T w'])->list[Tensor]:
 # %% ../nbs/paper/02_clip.ipynb #94a7627d
 @patch
 def _attend(self:PromptTower, q:Tensor, k:Tensor, v:Tensor, kp:Tensor, vp:Tensor, plan:_Plan, last:bool)->Tensor:
-    "Attention of own tokens to their prompt's shared keys and to one another; of the end tokens alone if `last`."
+    """Attention of own tokens to their prompt's shared keys and to one another; of the end tokens alone if
+    `last`."""
     q,k,v = (z.unflatten(-1, (self.heads,-1)) for z in (q,k,v))
     table,P = (plan.rows if last else plan.tokens),kp.shape[2]
     kp,vp = (z if len(table.node)==len(z) else z.index_select(0, table.node) for z in (kp,vp))
     shared = table.back(table.into(q)@kp.mT)
     sizes = [(1 if last else n)*r for n,r in plan.groups]
     prob,out = [],[]
-    for (n,r),qg,sg,kg,vg in zip(plan.groups, q.split(sizes), shared.split(sizes), *(z.split([n*r for n,r in plan.groups]) for z in (k,v))):
-        qg,sg,kg,vg = (z.unflatten(0, (r,-1)) for z in (qg,sg,kg,vg))
+    for (n, r), qg, sg, kg, vg in zip(plan.groups, q.split(sizes), shared.split(sizes),
+                                      *(z.split([n * r for n, r in plan.groups]) for z in (k, v))):
+        qg, sg, kg, vg = (z.unflatten(0, (r, -1)) for z in (qg, sg, kg, vg))
         own = _dots(qg, kg)
-        if not last: own = own.masked_fill(torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)[:,None], -math.inf)
+        if not last:
+            own = own.masked_fill(
+                torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)[:, None], -math.inf)
         p = _softmax(torch.cat([sg, own], -1))
-        prob.append(p[...,:P].flatten(0, 1)); out.append(_mix(p[...,P:], vg).flatten(0, 1))
+        prob.append(p[..., :P].flatten(0, 1))
+        out.append(_mix(p[..., P:], vg).flatten(0, 1))
     return (table.back(table.into(torch.cat(prob))@vp) + torch.cat(out)).flatten(1)
 
 # %% ../nbs/paper/02_clip.ipynb #9d9388e6
 @patch
 def _qkv(self:PromptTower, i:int, x:Tensor, plan:_Plan)->tuple[Tensor,Tensor,Tensor]:
-    "Queries, keys and values of the own tokens in layer `i`; in the last layer, queries of the end tokens only."
+    """Queries, keys and values of the own tokens in layer `i`; in the last layer, queries of the end tokens
+    only."""
     l,w,last = self.layers[i],self.width,i+1==len(self.layers)
     if i==0 and self.position=='end':
         q,k,v = self.qkv0.index_select(0, plan.token).split(w, -1)
         return (q.index_select(0, plan.end) if last else q),k,v
     h = l.norm(x)
     if not last: return F.linear(h, l.w_in, l.b_in).split(w, -1)
-    return F.linear(h.index_select(0, plan.end), l.w_in[:w], l.b_in[:w]),*F.linear(h, l.w_in[w:], l.b_in[w:]).split(w, -1)
+    return F.linear(h.index_select(0, plan.end), l.w_in[:w], l.b_in[:w]), *F.linear(
+        h, l.w_in[w:], l.b_in[w:]).split(w, -1)
 
 # %% ../nbs/paper/02_clip.ipynb #dd560572
 @patch
 def _rows(self:PromptTower, plan:_Plan, ctx:Tensor, *kv:Tensor)->Tensor:
     "Features of a plan's pairs, in the plan's order."
     x = self.x0.index_select(0, plan.token)
-    if len(plan.slot): x = x.index_add(0, plan.slot, ctx[:,self.tokens.n_shared:].flatten(0, 1).index_select(0, plan.source).to(x.dtype))
+    if len(plan.slot):
+        x = x.index_add(0, plan.slot,
+                        ctx[:, self.tokens.n_shared :].flatten(0, 1).index_select(0, plan.source).to(x.dtype))
     for i,l in enumerate(self.layers):
         last = i+1==len(self.layers)
         a = self._attend(*self._qkv(i, x, plan), kv[2*i], kv[2*i+1], plan, last)
@@ -831,16 +1002,19 @@ def _whole(self:PromptTower, node:Tensor, cls:Tensor, ctx:Tensor)->Tensor:
     own = self.clip.model.logit_scale.dtype
     hook = self.clip.embedding.register_forward_hook(lambda _,args,x: x.scatter(1, where, fill.to(x.dtype)))
     try:
-        with nullcontext() if self.dtype==own else torch.autocast(ctx.device.type, dtype=self.dtype): x = self.clip.model.encode_text(self.ids[cls])
+        with nullcontext() if self.dtype == own else torch.autocast(ctx.device.type, dtype=self.dtype):
+            x = self.clip.model.encode_text(self.ids[cls])
     finally: hook.remove()
     return F.normalize(x.to(_full(x.dtype)), dim=-1)
 
 # %% ../nbs/paper/02_clip.ipynb #0ec5311c
 @patch
 def _check(self:PromptTower, ctx:Tensor, node:Tensor, cls:Tensor)->None:
-    if ctx.shape[1:]!=(self.n_ctx,self.width): raise ValueError(f'ctx of shape {tuple(ctx.shape)}: expected (M, {self.n_ctx}, {self.width})')
+    if ctx.shape[1:] != (self.n_ctx, self.width):
+        raise ValueError(f'ctx of shape {tuple(ctx.shape)}: expected (M, {self.n_ctx}, {self.width})')
     for what,x,n in (('node',node,len(ctx)),('class id',cls,len(self.classnames))):
-        if len(x) and not 0<=int(x.min())<=int(x.max())<n: raise ValueError(f'{what} {int(x.max() if x.max()>=n else x.min())}: expected 0 to {n-1}')
+        if len(x) and not 0 <= int(x.min()) <= int(x.max()) < n:
+            raise ValueError(f'{what} {int(x.max() if x.max()>=n else x.min())}: expected 0 to {n-1}')
 
 # %% ../nbs/paper/02_clip.ipynb #6b85b5d8
 @patch
@@ -849,17 +1023,23 @@ def encode_pairs(self:PromptTower,
     node:Int64[Tensor,'P'], # Prompt of each pair
     cls:Int64[Tensor,'P'], # Class of each pair
 )->Float[Tensor,'P d']: # Unit-norm class weights, fp32 at least, in the pairs' order
-    "Class weights of any (prompt, class) pairs; repeated pairs are encoded once, prompts and classes without a pair not at all."
+    """Class weights of any (prompt, class) pairs; repeated pairs are encoded once, prompts and classes
+    without a pair not at all."""
     dev,(node,cls),K = ctx.device,(z.cpu() for z in (node,cls)),len(self.classnames)
     self._check(ctx, node, cls)
     if not len(node): return ctx.new_zeros(0, self.dim)
     pair,where = (node*K+cls).unique(return_inverse=True)
     used,node = (pair//K).unique(return_inverse=True)
     if len(used)<len(ctx): ctx = ctx.index_select(0, used.to(dev))
-    run = (lambda f,*a: checkpoint(f, *a, use_reentrant=False)) if self.recompute and torch.is_grad_enabled() else (lambda f,*a: f(*a))
+    run = (
+        (lambda f, *a: checkpoint(f, *a, use_reentrant=False))
+        if self.recompute and torch.is_grad_enabled()
+        else (lambda f, *a: f(*a)))
     if self.obstacle:
         size = self.chunk or max(len(pair), 1)
-        out = [run(self._whole, a.to(dev), b.to(dev), ctx) for a,b in zip(node.split(size), (pair%K).split(size))]
+        out = [
+            run(self._whole, a.to(dev), b.to(dev), ctx)
+            for a, b in zip(node.split(size), (pair % K).split(size))]
         return torch.cat(out).index_select(0, where.to(dev))
     plans,kv = self._chunks(node, pair%K, len(used), dev),self._prefix(ctx)
     out = [run(self._rows, p, ctx, *kv) for p in plans]
@@ -891,7 +1071,8 @@ def init_ctx(self:PromptTower,
 @patch(as_prop=True)
 def dim(self:PromptTower)->int:
     "Width of a feature, d."
-    with torch.no_grad(): return self.clip.encode_text(self.ids[:1]).shape[-1] if self.obstacle else len(self.proj)
+    with torch.no_grad():
+        return self.clip.encode_text(self.ids[:1]).shape[-1] if self.obstacle else len(self.proj)
 
 # %% ../nbs/paper/02_clip.ipynb #5fe51d95
 @torch.no_grad()
@@ -902,7 +1083,8 @@ def zero_shot_weights(
     batch_size:int=256, # Texts at a time
 )->Float[Tensor,'K d']: # Unit-norm class weights
     "Class weights of hand-written prompts: unit-norm features, averaged over the templates, unit-norm again."
-    if bad := [t for t in templates if '{}' not in t] or ([] if templates else ['']): raise BadData(f'template {bad[0]!r}: expected a text with {{}} in the place of the class name')
+    if bad := [t for t in templates if '{}' not in t] or ([] if templates else ['']):
+        raise BadData(f'template {bad[0]!r}: expected a text with {{}} in the place of the class name')
     texts = [t.format(clean_name(n)) for n in classnames for t in templates]
     rows = clip.tokenizer(texts)
     frame = _frame(clip.tokenizer)
@@ -918,10 +1100,14 @@ def saved_bytes(
     ctx:Float[Tensor,'M T w'], # Context vectors of M prompts
 )->int: # Bytes, each storage once, frozen weights not counted
     "What one forward pass over all classes keeps in memory for its backward pass."
-    frozen = {p.untyped_storage().data_ptr() for m in (tower,tower.clip.model) for p in (*m.parameters(),*m.buffers())}
+    frozen = {
+        p.untyped_storage().data_ptr()
+        for m in (tower, tower.clip.model)
+        for p in (*m.parameters(), *m.buffers())}
     kept = {}
     def _pack(x):
-        if x.untyped_storage().data_ptr() not in frozen: kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        if x.untyped_storage().data_ptr() not in frozen:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
     with torch.autograd.graph.saved_tensors_hooks(_pack, lambda x: x): y = tower(ctx)
     assert y.requires_grad
@@ -962,7 +1148,8 @@ def bench_tower(
     classnames:Sequence[str], # K class names
     n_nodes:int=7, # Prompts, M
     n_ctx:int=16, # Context tokens, T
-    repeats:int=3, # Rounds after a first one that does not count; in each, the 77 tokens once, then the tower three times
+    # Rounds after a first one that does not count; in each, the 77 tokens once, then the tower three times
+    repeats:int=3,
     dtypes:Sequence[torch.dtype]=(torch.float32,), # Compute types of the tower
     clock:Callable=time.perf_counter, # Seconds; on a busy CPU, `time.process_time` and one thread
 )->dict: # Median seconds of both paths, their ratio, and how far their results are apart, by compute type
@@ -970,14 +1157,21 @@ def bench_tower(
     towers = {'77 tokens': PromptTower(clip, classnames, n_ctx, whole=True, dtype=torch.float32)}
     towers |= {str(d).removeprefix('torch.'): PromptTower(clip, classnames, n_ctx, dtype=d) for d in dtypes}
     ctx = towers['77 tokens'].init_ctx(n_nodes)
-    g = torch.randn(n_nodes, len(classnames), towers['77 tokens'].dim, generator=torch.Generator().manual_seed(0)).to(ctx.device)
+    g = torch.randn(
+        n_nodes, len(classnames), towers['77 tokens'].dim, generator=torch.Generator().manual_seed(0)
+    ).to(ctx.device)
     runs = {k:[] for k in towers}
     for _ in range(repeats+1):
-        for k,t in towers.items(): runs[k] += [_step(t, *((ctx[:1],g[:1]) if t.obstacle else (ctx,g)), clock) for _ in range(1 if t.obstacle else 3)]
+        for k, t in towers.items():
+            runs[k] += [
+                _step(t, *((ctx[:1], g[:1]) if t.obstacle else (ctx, g)), clock)
+                for _ in range(1 if t.obstacle else 3)]
     naive,(_,x0,g0) = median(r[0] for r in runs['77 tokens'][1:]),runs['77 tokens'][-1]
     mb = {k:saved_bytes(t, (ctx[:1] if t.obstacle else ctx).requires_grad_())/2**20 for k,t in towers.items()}
     out = {'77 tokens': dict(seconds_per_prompt=naive, saved_mb_per_prompt=mb['77 tokens'])}
     for k in list(towers)[1:]:
         (_,x,gx),s = runs[k][-1],median(r[0] for r in runs[k][3:])
-        out[k] = dict(seconds=s, ratio=n_nodes*naive/s, saved_mb=mb[k], feature_error=float((x[:1]-x0).abs().max()), gradient_error=float((gx[:1]-g0).norm()/g0.norm()))
+        out[k] = dict(seconds=s, ratio=n_nodes * naive / s, saved_mb=mb[k],
+                      feature_error=float((x[:1] - x0).abs().max()),
+                      gradient_error=float((gx[:1] - g0).norm() / g0.norm()))
     return out

@@ -25,11 +25,14 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 # %% ../nbs/running/71_compare.ipynb #5cdf5d6e
-from .data import BadData, FeatureStore, FrozenCLIP, check_writable, load_tensors, safe_name, write_atomic
+from .data import (BadData, FeatureStore, FrozenCLIP, check_writable, load_tensors, safe_name,
+                           write_atomic)
 from .train import NonFiniteLoss, TrainConfig
 from .views import encode_views, warn_of_leaks
 from .hipro import Interval, Method, Result, compare
-from .cli import EMBEDDED, METHODS, RunSettings, _about_to_run, _look, check_apart, memory_hint, new_method, open_model, parse_seeds, peak_mib, pick_device, run_command, run_record, usual_training
+from .cli import (EMBEDDED, METHODS, RunSettings, _about_to_run, _look, check_apart, memory_hint,
+                          new_method, open_model, parse_seeds, peak_mib, pick_device, run_command, run_record,
+                          usual_training)
 
 # %% ../nbs/running/71_compare.ipynb #4b88793d
 def image_ids(
@@ -37,17 +40,23 @@ def image_ids(
     root:str|Path = '.', # Folder that the files lie under
 )->list: # One word or number per image
     "What tells a test image from another in every seed"
-    if not isinstance(images, (tuple, list)) or not all(isinstance(p, (str, Path)) for p in images): return list(range(len(images)))
+    if not isinstance(images, (tuple, list)) or not all(isinstance(p, (str, Path)) for p in images):
+        return list(range(len(images)))
     under = lambda p: Path(p).relative_to(root) if Path(p).is_relative_to(root) else Path(p)
     return [hashlib.sha1(under(p).as_posix().encode()).hexdigest()[:10] for p in images]
 
 def _test_ids(tasks, root)->dict:
     "The identities of every task's test images"
-    return {t.name: image_ids(t.test.images, root) if not t.is_encoded else list(range(len(t.test))) for t in tasks}
+    return {
+        t.name: image_ids(t.test.images, root) if not t.is_encoded else list(range(len(t.test)))
+        for t in tasks}
 
 def _identify(r:Result, ids:dict)->Result:
     "The result with every test image's identity in its predictions"
-    return replace(r, predictions={s: {t: p | dict(image=ids[t]) for t,p in kept.items()} for s,kept in r.predictions.items()})
+    return replace(
+        r,
+        predictions={
+            s: {t: p | dict(image=ids[t]) for t, p in kept.items()} for s, kept in r.predictions.items()})
 
 # %% ../nbs/running/71_compare.ipynb #0df80a29
 def paired_hits(
@@ -59,13 +68,15 @@ def paired_hits(
     seeds, place = [s for s in a.seeds if s in b.seeds], {}
     if not seeds: raise BadData(f'{a.method} and {b.method} share no seed')
     for r in (a, b):
-        if any(task not in (r.predictions or {}).get(s, {}) for s in seeds): raise BadData(f'{r.method}: the predictions for {task} were not kept; evaluate with keep=True')
+        if any(task not in (r.predictions or {}).get(s, {}) for s in seeds):
+            raise BadData(f'{r.method}: the predictions for {task} were not kept; evaluate with keep=True')
     pairs = [(a.predictions[s][task], b.predictions[s][task]) for s in seeds]
     ids = [p.get('image') or list(range(len(p['true']))) for p,_ in pairs]
     for u in (u for row in ids for u in row): place.setdefault(u, len(place))
     diff, tested = np.zeros((2, len(seeds), len(place)))
     for s,((p, q), row) in enumerate(zip(pairs, ids)):
-        if p['true'] != q['true'] or p.get('image') != q.get('image'): raise BadData(f'{a.method} and {b.method} were tested on other images of {task}, seed {seeds[s]}')
+        if p['true'] != q['true'] or p.get('image') != q.get('image'):
+            raise BadData(f'{a.method} and {b.method} were tested on other images of {task}, seed {seeds[s]}')
         at = [place[u] for u in row]
         diff[s,at] = np.equal(p['predicted'], p['true']).astype(float) - np.equal(q['predicted'], q['true'])
         tested[s,at] = 1
@@ -104,19 +115,25 @@ def measured(
     f:Callable, # A function without arguments
     device:str|torch.device = 'cpu', # Where it computes
 )->tuple: # What it returned, and `dict(seconds, cpu_seconds, peak_mib)`
-    "Runs a function and tells its wall time, the time of all its threads on a core, and the most memory held meanwhile (of the GPU, if it computes there)"
+    """Runs a function and tells its wall time, the time of all its threads on a core, and the most memory
+    held meanwhile (of the GPU, if it computes there)"""
     known, began, spent = _reset_peak(device), time.perf_counter(), time.process_time()
     res = f()
-    peak = torch.cuda.max_memory_allocated(device)/2**20 if torch.device(device).type == 'cuda' else peak_mib()
-    return res, dict(seconds=time.perf_counter() - began, cpu_seconds=time.process_time() - spent, peak_mib=peak if known else None)
+    peak = (
+        torch.cuda.max_memory_allocated(device) / 2**20 if torch.device(device).type == 'cuda' else peak_mib()
+    )
+    return res, dict(seconds=time.perf_counter() - began, cpu_seconds=time.process_time() - spent,
+                     peak_mib=peak if known else None)
 
 # %% ../nbs/running/71_compare.ipynb #0543285f
 def trained_numbers(
     method:Method, # A fitted method
 )->int: # Numbers that training changed and prediction uses
-    "How many parameters a method trained, without affinities and without what is computed from the parameters; a probe's classifiers are trained themselves"
+    """How many parameters a method trained, without affinities and without what is computed from the
+    parameters; a probe's classifiers are trained themselves"""
     if (n := getattr(method, 'n_parameters', None)) is not None: return int(n() if callable(n) else n)
-    if isinstance(model := getattr(method, 'model', None), torch.nn.Module): return sum(p.numel() for p in model.parameters())
+    if isinstance(model := getattr(method, 'model', None), torch.nn.Module):
+        return sum(p.numel() for p in model.parameters())
     if models := getattr(method, 'models', None): return sum(t.numel() for m in models for t in m.values())
     kept = {k: t for k,t in method._state()[0].items() if 'affinity' not in k}
     heads = [h for h in method.heads if h is not None] if any(k.startswith('bias') for k in kept) else []
@@ -131,7 +148,8 @@ def chosen_methods(
     "The methods that a command line names; `BadData` lists what there is"
     names = [n.strip() for n in text.split(',') if n.strip()]
     if names == ['all']: return list(METHODS)
-    if unknown := [n for n in names if n not in METHODS]: raise BadData(f"--methods: no method named {unknown[0]!r}; there are {', '.join(METHODS)}, or all")
+    if unknown := [n for n in names if n not in METHODS]:
+        raise BadData(f"--methods: no method named {unknown[0]!r}; there are {', '.join(METHODS)}, or all")
     if not names: raise BadData(f"--methods {text!r}: expected all, or some of {', '.join(METHODS)}")
     return [n for n in METHODS if n in names]
 
@@ -139,7 +157,8 @@ def chosen_methods(
 def _why_not(make, clip:FrozenCLIP, settings:RunSettings, tasks)->str|None:
     "Why a method cannot be run here; None where it can"
     for name in getattr(make, 'requires', ()):
-        if importlib.util.find_spec(name) is None: return f'it needs the package {name}, which is not installed'
+        if importlib.util.find_spec(name) is None:
+            return f'it needs the package {name}, which is not installed'
     try:
         method = new_method(settings, clip, 0)
         settings.check_views(method, tasks)
@@ -153,11 +172,13 @@ def runnable(
     tasks:Sequence, # The tasks of one seed
     strict:bool = True, # Is a method that cannot be run an error?
 )->tuple: # Names that can be run, and the reason for each of the others
-    "Asks every method before any is trained: its packages, its settings, its needs of the model and of the tasks"
+    """Asks every method before any is trained: its packages, its settings, its needs of the model and of the
+    tasks"""
     why = {n: _why_not(METHODS[n], clip, replace(settings, method=n), tasks) for n in names}
     out = {n: w for n,w in why.items() if w is not None}
     if out and strict: raise BadData('; '.join(f'{n} cannot be run: {w}' for n,w in out.items()))
-    if len(out) == len(why): raise BadData('no method can be run: ' + '; '.join(f'{n}: {w}' for n,w in out.items()))
+    if len(out) == len(why):
+        raise BadData('no method can be run: ' + '; '.join(f'{n}: {w}' for n, w in out.items()))
     return [n for n in names if n not in out], out
 
 # %% ../nbs/running/71_compare.ipynb #04082839
@@ -168,9 +189,13 @@ def comparison_folder(
     "Where the runs of a comparison are kept"
     settings = {k: v for k,v in record['settings'].items() if v not in (None, False)}
     text = json.dumps(record | dict(settings=settings), sort_keys=True, ensure_ascii=False)
-    return Path(out)/safe_name(f"{Path(record['settings']['data']).name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
+    return Path(out) / safe_name(
+        f"{Path(record['settings']['data']).name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
 
-def _finished(folder:Path, method:str, seed:int)->bool: return (folder/method/f'seed{seed}'/'results.json').exists()
+
+def _finished(folder: Path, method: str, seed: int) -> bool:
+    return (folder / method / f'seed{seed}' / 'results.json').exists()
+
 
 def _store_run(folder:Path, name:str, seed:int, method:Method, result:Result)->None:
     "Writes a finished run, `results.json` last"
@@ -188,8 +213,12 @@ def _fit_one(method:Method, name:str, wanted:Sequence, given:Sequence, ids:dict,
     "Fits a method on what it works on, tests and stores it and its views"
     part = folder/name/f'seed{seed}'
     resumed = (part/'checkpoint').exists()
-    _, cost = measured(lambda: method.fit(given, checkpoint=part/'checkpoint', progress=progress), method.clip.device)
-    views = [(n, method.select(VIEWS[n])) for n in wanted if n in VIEWS and name == 'hipro' and len(given) > 1 and not _finished(folder, n, seed)]
+    _, cost = measured(
+        lambda: method.fit(given, checkpoint=part / 'checkpoint', progress=progress), method.clip.device)
+    views = [
+        (n, method.select(VIEWS[n]))
+        for n in wanted
+        if n in VIEWS and name == 'hipro' and len(given) > 1 and not _finished(folder, n, seed)]
     for n,m in [*views, (name, method)]:
         result = _identify(m.evaluate(given, keep=True), ids)
         result = _with_cost(result, m, cost, resumed=resumed, trained_with=name if n != name else None)
@@ -210,7 +239,8 @@ def train_one(
     "Trains one method with one seed, stores it, and stores the views that come with it"
     method = new_method(replace(settings, method=name), clip, seed)
     ids = _test_ids(tasks, settings.root or settings.data)
-    return _fit_one(method, name, wanted, list(tasks if method.needs_images else features), ids, seed, folder, progress)
+    return _fit_one(
+        method, name, wanted, list(tasks if method.needs_images else features), ids, seed, folder, progress)
 
 # %% ../nbs/running/71_compare.ipynb #7b1f02c6
 def _place(data:str, out:str|Path, device:str, jobs:int|None, report:str|None=None, store:str|None=None)->dict:
@@ -225,10 +255,17 @@ def _place(data:str, out:str|Path, device:str, jobs:int|None, report:str|None=No
 def usual_jobs(
     device:str = 'cpu', # Where is computed
 )->int: # Processes; 0 for none
-    "A fit for each core of a CPU, as far as free memory reaches (2 GiB each); on a GPU one after the other in this process"
+    """A fit for each core of a CPU, as far as free memory reaches (2 GiB each); on a GPU one after the other
+    in this process"""
     if not str(device).startswith('cpu'): return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    try: free = next(int(l.split()[1]) for l in Path('/proc/meminfo').read_text(encoding='utf8').splitlines() if l.startswith('MemAvailable')) / 2**20
+    try:
+        free = (
+            next(
+                int(l.split()[1])
+                for l in Path('/proc/meminfo').read_text(encoding='utf8').splitlines()
+                if l.startswith('MemAvailable'))
+            / 2**20)
     except (OSError, StopIteration): return cores
     return max(1, min(cores, int(free / 2)))
 
@@ -308,7 +345,8 @@ def start(self:Workers,
 ):
     "Start a process and give it its data"
     ours, its = self.context.Pipe()
-    work = importlib.import_module('hipro_nb.compare')._work # by its module's name, which a notebook's own `_work` has not
+    # by its module's name, which a notebook's own `_work` has not
+    work = importlib.import_module('hipro_nb.compare')._work
     p = self.context.Process(target=work, args=(its, *args), daemon=True)
     with _one_thread_each():
         if self.context.get_start_method() == 'forkserver': _serve()
@@ -327,14 +365,20 @@ def next(self:Workers)->tuple: # The job; a line of text or an exception; warnin
     p.join()
     del self.running[pipe]
     pipe.close()
-    if said is None: said = RuntimeError(f'its process ended without a word (exit status {p.exitcode}; -9 is what a machine short of memory does): fewer --jobs may help'), []
+    if said is None:
+        said = (
+            RuntimeError(
+                f'its process ended without a word (exit status {p.exitcode}; -9 is what a machine short of'
+                ' memory does): fewer --jobs may help'),
+            [])
     return job, *said
 
 @patch
 def stop(self:Workers,
     patience:float = 30, # Seconds for their checkpoints
 ):
-    "Interrupt all that run, and wait; those that do not stop in time are killed, and so are all at a second Ctrl-C"
+    """Interrupt all that run, and wait; those that do not stop in time are killed, and so are all at a second
+    Ctrl-C"""
     try:
         for pipe in self.running: pipe.close()
         until = time.monotonic() + patience
@@ -346,7 +390,9 @@ def stop(self:Workers,
         self.running.clear()
 
 # %% ../nbs/running/71_compare.ipynb #7b1f02d3
-DEAREST = tuple('jscpt mmap mvlpt vpt maple cocoop tag hipro_tag proda hipro pcgrad imtl random_groups shr_ind coop coop_mtl clip_adapter linear_probe zero_shot'.split())
+DEAREST = tuple(
+    'jscpt mmap mvlpt vpt maple cocoop tag hipro_tag proda hipro pcgrad imtl random_groups shr_ind coop'
+    ' coop_mtl clip_adapter linear_probe zero_shot'.split())
 
 def fits_to_do(
     names:Sequence, # Methods of the comparison
@@ -396,17 +442,23 @@ def _train_apart(names, fits, settings, folder, failed, jobs, strict, progress, 
         while len(workers.running) < jobs:
             job = again.pop() if again else next(fits, None)
             if job is None: return
-            if job[0] not in failed: workers.start(job, job[2], job[0], names, settings, job[1], folder, device, progress and jobs == 1)
+            if job[0] not in failed:
+                workers.start(
+                    job, job[2], job[0], names, settings, job[1], folder, device, progress and jobs == 1)
     try:
         start()
         while workers.running:
             (name, seed, data), out, heard = workers.next()
             for text in dict.fromkeys(heard): warnings.warn(text)
-            if not isinstance(out, Exception): tqdm.write(f'seed {seed}: {out}', file=sys.stdout); sys.stdout.flush()
+            if not isinstance(out, Exception):
+                tqdm.write(f'seed {seed}: {out}', file=sys.stdout)
+                sys.stdout.flush()
             elif strict or not isinstance(out, (BadData, NonFiniteLoss)): raise out
             else:
-                failed[name] = str(out); print(f'seed {seed}: {name} left out: {out}', flush=True)
-                if name == 'hipro': again += [(n, seed, data) for n in VIEWS if n in names and not _finished(folder, n, seed)]
+                failed[name] = str(out)
+                print(f'seed {seed}: {name} left out: {out}', flush=True)
+                if name == 'hipro':
+                    again += [(n, seed, data) for n in VIEWS if n in names and not _finished(folder, n, seed)]
             start()
     finally: workers.stop()
 
@@ -428,7 +480,8 @@ def train_missing(
         "Seeds with something to do"
         leaks = False
         for seed in seeds:
-            if all(_finished(folder, n, seed) for n in names): print(f'seed {seed}: finished before', flush=True)
+            if all(_finished(folder, n, seed) for n in names):
+                print(f'seed {seed}: finished before', flush=True)
             else:
                 data = _seed_data(settings, clip, seed, store, progress)
                 leaks = leaks or settings.data not in EMBEDDED and warn_of_leaks(data[0], progress)
@@ -437,16 +490,19 @@ def train_missing(
         fits = (job for seed,data in missing() for job in _packed(names, seed, settings, clip, folder, data))
         _train_apart(names, fits, settings, folder, failed, jobs, strict, progress, str(clip.device))
     else:
-        for seed,data in missing(): _train_here(names, seed, settings, clip, folder, data, failed, strict, progress)
+        for seed, data in missing():
+            _train_here(names, seed, settings, clip, folder, data, failed, strict, progress)
     return failed
 
 # %% ../nbs/running/71_compare.ipynb #e5e7c957
 @dataclass(frozen=True, repr=False)
 class MethodTable:
-    "Methods on the same tasks, side by side, with costs and with the difference of one of them to each of the others"
+    """Methods on the same tasks, side by side, with costs and with the difference of one of them to each of
+    the others"""
     results:dict # `Result` of each method over its seeds, by its name in `METHODS`
     costs:dict # `dict(parameters, seconds, peak_mib, resumed, trained_with)` of each method
-    gains:dict = field(default_factory=dict) # Of `against` over each method: `dict(seeds=Interval, images=Interval)`
+    # Of `against` over each method: `dict(seeds=Interval, images=Interval)`
+    gains:dict = field(default_factory=dict)
     against:str = 'hipro' # The method that is compared with the others
     reported:dict = field(default_factory=dict) # Published averages, percent, by method
     left_out:dict = field(default_factory=dict) # Why a method is not in the table
@@ -457,13 +513,17 @@ class MethodTable:
 def _gain(a:Result, b:Result)->dict:
     "What is known about the difference `a - b`"
     known = a.predictions and b.predictions
-    return dict(seeds=a.paired_interval(b) if len(set(a.seeds) & set(b.seeds)) > 1 else None, images=image_interval(a, b) if known else None)
+    return dict(seeds=a.paired_interval(b) if len(set(a.seeds) & set(b.seeds)) > 1 else None,
+                images=image_interval(a, b) if known else None)
 
 @patch
 def measure_gains(self:MethodTable)->MethodTable: # With `gains`
     "The table with the paired differences"
     best = self.results.get(self.against)
-    return self if best is None else replace(self, gains={n: _gain(best, r) for n,r in self.results.items() if n != self.against})
+    return (
+        self
+        if best is None
+        else replace(self, gains={n: _gain(best, r) for n, r in self.results.items() if n != self.against}))
 
 # %% ../nbs/running/71_compare.ipynb #7b1f02f6
 def _read_run(folder:Path, name:str, seed:int)->Result:
@@ -472,15 +532,19 @@ def _read_run(folder:Path, name:str, seed:int)->Result:
     try:
         r = Result.from_json((part/'results.json').read_text(encoding='utf8'))
         if 'cost' not in r.facts: raise BadData('it does not say what it cost')
-    except (OSError, ValueError, TypeError) as e: raise BadData(f"{part/'results.json'} is not what hipro_compare writes: {e}. Without the folder {part} this run is made again") from None
+    except (OSError, ValueError, TypeError) as e:
+        raise BadData(
+            f"{part/'results.json'} is not what hipro_compare writes: {e}. Without the folder {part} this run"
+            " is made again") from None
     return r
 
 def _check_finished(folder:Path, names:Sequence, seeds:Sequence)->None:
     "Reads what is finished, before other runs are made to stand beside it"
     for n,s in ((n, s) for n in names for s in seeds if _finished(folder, n, s)):
         _read_run(folder, n, s)
-        try: load_tensors(folder/n/f'seed{s}'/'model.safetensors')
-        except BadData as e: raise BadData(f"{e}. Without the folder {folder/n/f'seed{s}'} this run is made again") from None
+        try: load_tensors(folder / n / f'seed{s}' / 'model.safetensors')
+        except BadData as e:
+            raise BadData(f"{e}. Without the folder {folder/n/f'seed{s}'} this run is made again") from None
 
 # %% ../nbs/running/71_compare.ipynb #0d932e70
 def _mean_cpu(cost:Sequence)->float|None:
@@ -499,7 +563,9 @@ def read_runs(
         runs = [_read_run(folder, n, s) for s in seeds]
         cost = [r.facts['cost'] for r in runs]
         results[n], known = runs[0].merge(*runs[1:]), [c['peak_mib'] for c in cost if c['peak_mib']]
-        costs[n] = cost[0] | dict(seconds=float(np.mean([c['seconds'] for c in cost])), cpu_seconds=_mean_cpu(cost), peak_mib=max(known, default=None), resumed=any(c['resumed'] for c in cost))
+        costs[n] = cost[0] | dict(seconds=float(np.mean([c['seconds'] for c in cost])),
+                                  cpu_seconds=_mean_cpu(cost), peak_mib=max(known, default=None),
+                                  resumed=any(c['resumed'] for c in cost))
     table = MethodTable(results, costs, record=json.loads((folder/'run.json').read_text(encoding='utf8')))
     trees = {}
     for s in seeds if table.against in names else ():
@@ -508,25 +574,39 @@ def read_runs(
     return replace(table, trees=trees).measure_gains()
 
 # %% ../nbs/running/71_compare.ipynb #2d1fda29
-def _span(i:Interval|None)->str: return '' if i is None else f'{i.low:+.2f} to {i.high:+.2f}'.replace('-', '−')
+def _span(i: Interval | None) -> str:
+    return '' if i is None else f'{i.low:+.2f} to {i.high:+.2f}'.replace('-', '−')
+
 
 @patch
 def _cost_rows(self:MethodTable)->list:
     "What a method costs: parameters, seconds, memory"
     names, cost = list(self.results), lambda n, k: self.costs.get(n, {}).get(k)
     host = lambda n: self.results[w].method if (w := cost(n, 'trained_with')) in self.results else w
-    seconds = lambda n: '' if cost(n, 'seconds') is None else ('≥ ' if cost(n, 'resumed') else '') + f"{cost(n, 'seconds'):.0f}"
-    return [('trained parameters', ['' if cost(n, 'parameters') is None else f"{cost(n, 'parameters'):,}" for n in names]),
-            ('training, s', [f'with {host(n)}' if cost(n, 'trained_with') else seconds(n) for n in names]),
-            ('peak memory, MiB', ['' if cost(n, 'peak_mib') is None or cost(n, 'trained_with') else f"{cost(n, 'peak_mib'):.0f}" for n in names])]
+    seconds = lambda n: (
+        ''
+        if cost(n, 'seconds') is None
+        else ('≥ ' if cost(n, 'resumed') else '') + f"{cost(n, 'seconds'):.0f}")
+    return [
+        ('trained parameters',
+         ['' if cost(n, 'parameters') is None else f"{cost(n, 'parameters'):,}" for n in names]),
+        ('training, s', [f'with {host(n)}' if cost(n, 'trained_with') else seconds(n) for n in names]),
+        (
+            'peak memory, MiB',
+            [
+                '' if cost(n, 'peak_mib') is None or cost(n, 'trained_with') else f"{cost(n, 'peak_mib'):.0f}"
+                for n in names])]
 
 @patch
 def _gain_rows(self:MethodTable)->list:
     "How far `against` is above every other method, and how sure that is"
     if self.against not in self.results: return []
     best, gain = self.results[self.against], lambda n, k: self.gains.get(n, {}).get(k)
-    mean = {n: f'{best.averages.mean() - r.averages.mean():+.2f}'.replace('-', '−') if n != self.against else '' for n,r in self.results.items()}
-    return [(f'{best.method} above it', list(mean.values())), *[(f'95% over {k}', [_span(gain(n, k)) for n in mean]) for k in ('seeds', 'images')]]
+    mean = {
+        n: f'{best.averages.mean() - r.averages.mean():+.2f}'.replace('-', '−') if n != self.against else ''
+        for n, r in self.results.items()}
+    return [(f'{best.method} above it', list(mean.values())),
+            *[(f'95% over {k}', [_span(gain(n, k)) for n in mean]) for k in ('seeds', 'images')]]
 
 # %% ../nbs/running/71_compare.ipynb #4b29714f
 @patch
@@ -535,7 +615,8 @@ def grid(self:MethodTable)->list: # Rows of `(text, is best)`, the head first
     results = list(self.results.values())
     head = [('task', False)] + [(r.method, False) for r in results]
     accuracies = [[(t, False), *row] for t,row in compare(results).cells()]
-    paper = ('average in the paper', [f'{self.reported[n]:.2f}' if n in self.reported else '' for n in self.results])
+    paper = ('average in the paper',
+             [f'{self.reported[n]:.2f}' if n in self.reported else '' for n in self.results])
     own = [*self._cost_rows(), *self._gain_rows(), paper]
     return [head, *accuracies, *[[(c, False) for c in (label, *row)] for label,row in own if any(row)]]
 
@@ -543,20 +624,30 @@ def grid(self:MethodTable)->list: # Rows of `(text, is best)`, the head first
 def about(self:MethodTable)->str: # A sentence
     "What the table's numbers are, and which methods are missing and why"
     seeds = {r.seeds for r in self.results.values()}
-    text = 'accuracy in %, mean ± population deviation' + (f" over {len(s := seeds.pop())} {'seed' if len(s)==1 else 'seeds'} ({', '.join(map(str, s))})" if len(seeds) == 1 else '')
-    return '. '.join([text + '; best in bold', *[f'Left out: {n} ({w.rstrip(".")})' for n,w in self.left_out.items()]]) + '.'
+    text = 'accuracy in %, mean ± population deviation' + (
+        f" over {len(s := seeds.pop())} {'seed' if len(s)==1 else 'seeds'} ({', '.join(map(str, s))})"
+        if len(seeds) == 1
+        else '')
+    return (
+        '. '.join(
+            [text + '; best in bold', *[f'Left out: {n} ({w.rstrip(".")})' for n, w in self.left_out.items()]]
+        )
+        + '.')
 
 # %% ../nbs/running/71_compare.ipynb #ec73bb68
 @patch
 def to_markdown(self:MethodTable)->str: # Tasks by methods
     "For a report: the best of every row between `**`"
-    lines = ['| ' + ' | '.join((f'**{c}**' if b else c).replace('|', '\\|') for c,b in row) + ' |' for row in self.grid()]
+    lines = [
+        '| ' + ' | '.join((f'**{c}**' if b else c).replace('|', '\\|') for c, b in row) + ' |'
+        for row in self.grid()]
     return '\n'.join([lines[0], '|---' + '|---:'*len(self.results) + '|', *lines[1:], '', self.about()])
 
 @patch
 def _repr_html_(self:MethodTable)->str:
     cell = lambda tag, c, b: f'<{tag}>' + (f'<b>{escape(c)}</b>' if b else escape(c)) + f'</{tag}>'
-    head, *rows = [''.join(cell('th' if k == 0 else 'td', *c) for c in row) for k,row in enumerate(self.grid())]
+    head, *rows = [
+        ''.join(cell('th' if k == 0 else 'td', *c) for c in row) for k, row in enumerate(self.grid())]
     body = ''.join(f'<tr>{r}</tr>' for r in rows)
     return f'<table><caption>{escape(self.about())}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
@@ -569,45 +660,69 @@ def to_text(self:MethodTable,
     def lines(g):
         "Columns in line"
         wide = [max(len(row[i]) for row in g) for i in range(len(g[0]))]
-        return ['  '.join([row[0].ljust(wide[0])] + [c.rjust(w) for c,w in zip(row[1:], wide[1:])]).rstrip() for row in g]
+        return [
+            '  '.join([row[0].ljust(wide[0])] + [c.rjust(w) for c, w in zip(row[1:], wide[1:])]).rstrip()
+            for row in g]
     tall = lines(grid)
-    if max(map(len, tall)) > width: tall = lines([['method', *column[1:]] if k == 0 else list(column) for k,column in enumerate(zip(*grid))])
+    if max(map(len, tall)) > width:
+        tall = lines(
+            [['method', *column[1:]] if k == 0 else list(column) for k, column in enumerate(zip(*grid))])
     return '\n'.join([*tall, self.about().replace('best in bold', '* best')])
 
 # %% ../nbs/running/71_compare.ipynb #6875b7d1
-_TEX = {'&': r'\&', '%': r'\%', '_': r'\_', '#': r'\#', '$': r'\$', '{': r'\{', '}': r'\}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
-        '\\': r'\textbackslash{}', '±': r'$\pm$', '≥': r'$\geq$', '−': r'$-$'}
+_TEX = {'&': r'\&', '%': r'\%', '_': r'\_', '#': r'\#', '$': r'\$', '{': r'\{', '}': r'\}',
+        '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '\\': r'\textbackslash{}', '±': r'$\pm$',
+        '≥': r'$\geq$', '−': r'$-$'}
 
 def _tex(text:str)->str: return ''.join(_TEX.get(c, c) for c in text)
 
 @patch
 def to_latex(self:MethodTable)->str: # A `tabular`, with booktabs' rules
     "For a paper: the best of every row in bold face"
-    rows = [' & '.join(r'\textbf{' + _tex(c) + '}' if b else _tex(c) for c,b in row) + r' \\' for row in self.grid()]
+    rows = [
+        ' & '.join(r'\textbf{' + _tex(c) + '}' if b else _tex(c) for c, b in row) + r' \\'
+        for row in self.grid()]
     n = len(self.results[next(iter(self.results))].tasks)
     rules = {1: r'\midrule', 1+n: r'\midrule', 2+n: r'\midrule'}
     body = [l for k,row in enumerate(rows) for l in ([rules[k]] if k in rules else []) + [row]]
-    return '\n'.join([r'% needs \usepackage{booktabs}', r'\begin{tabular}{l' + 'r'*len(self.results) + '}', r'\toprule', *body, r'\bottomrule', r'\end{tabular}', '% ' + self.about()])
+    return '\n'.join(
+        [r'% needs \usepackage{booktabs}', r'\begin{tabular}{l' + 'r' * len(self.results) + '}', r'\toprule',
+         *body, r'\bottomrule', r'\end{tabular}', '% ' + self.about()])
 
+# %% ../nbs/running/71_compare.ipynb #30df15cf
 @patch
 def to_csv(self:MethodTable)->str: # A line per method and task
-    "For a spreadsheet: one line per method and task, and one per method's average, with what belongs to the whole method"
+    """For a spreadsheet: one line per method and task, and one per method's average, with what belongs to the
+    whole method"""
     out = io.StringIO(); w = csv.writer(out, lineterminator='\n')
-    w.writerow('method title task mean deviation seeds gain seeds_low seeds_high images_low images_high parameters seconds peak_mib reported'.split())
+    w.writerow(
+        'method title task mean deviation seeds gain seeds_low seeds_high images_low images_high parameters'
+        ' seconds peak_mib reported'.split())
     for n,r in self.results.items():
-        for t,m,s in r.rows()[:-1]: w.writerow([n, r.method, t, f'{m:.4f}', f'{s:.4f}', len(r.seeds)] + ['']*9)
+        for t, m, s in r.rows()[:-1]:
+            w.writerow([n, r.method, t, f'{m:.4f}', f'{s:.4f}', len(r.seeds)] + [''] * 9)
         gain, cost = self.gains.get(n, {}), self.costs.get(n, {})
-        spans = [v for k in ('seeds', 'images') for v in ((gain[k].low, gain[k].high) if gain.get(k) else ('', ''))]
-        above = self.results[self.against].averages.mean() - r.averages.mean() if self.against in self.results else ''
+        spans = [
+            v for k in ('seeds', 'images') for v in ((gain[k].low, gain[k].high) if gain.get(k) else ('', ''))
+        ]
+        above = (
+            self.results[self.against].averages.mean() - r.averages.mean()
+            if self.against in self.results
+            else '')
         own = [cost.get(k) for k in ('parameters', 'seconds', 'peak_mib')]
         _, m, s = r.rows()[-1]
-        w.writerow([n, r.method, 'average', f'{m:.4f}', f'{s:.4f}', len(r.seeds), *[f'{v:.4f}' if isinstance(v, float) else v for v in [above, *spans]], *own, self.reported.get(n, '')])
+        w.writerow(
+            [n, r.method, 'average', f'{m:.4f}', f'{s:.4f}', len(r.seeds),
+             *[f'{v:.4f}' if isinstance(v, float) else v for v in [above, *spans]], *own,
+             self.reported.get(n, '')])
     return out.getvalue()
 
 # %% ../nbs/running/71_compare.ipynb #5aac33e2
 def _shown(record:dict)->dict:
     "A record without the places of one machine's files"
-    settings = {k: Path(v).name if k in ('data', 'root', 'model', 'pretrained', 'train_list') and v else v for k,v in record.get('settings', {}).items()}
+    settings = {
+        k: Path(v).name if k in ('data', 'root', 'model', 'pretrained', 'train_list') and v else v
+        for k, v in record.get('settings', {}).items()}
     return record | dict(settings=settings)
 
 @patch
@@ -615,7 +730,8 @@ def to_json(self:MethodTable)->str: # JSON; predictions of single images are lef
     "Every seed's accuracies, costs, differences, trees and settings; `read_table` reads them back"
     rs = {n: asdict(replace(r, predictions=None)) for n,r in self.results.items()}
     gains = {n: {k: i and i._asdict() for k,i in g.items()} for n,g in self.gains.items()}
-    whole = dict(kind='hipro_nb table', against=self.against, reported=self.reported, left_out=self.left_out, record=_shown(self.record), costs=self.costs, gains=gains, trees=self.trees, results=rs)
+    whole = dict(kind='hipro_nb table', against=self.against, reported=self.reported, left_out=self.left_out,
+                 record=_shown(self.record), costs=self.costs, gains=gains, trees=self.trees, results=rs)
     return json.dumps(whole, indent=None, ensure_ascii=False)
 
 def read_table(
@@ -629,7 +745,8 @@ def read_table(
         d['gains'] = {n: {k: i and Interval(**i) for k,i in g.items()} for n,g in d['gains'].items()}
         d['trees'] = {int(s): t for s,t in d['trees'].items()}
         return MethodTable(**d)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e: raise BadData(f'{path} holds no table of hipro_compare: {e}') from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+        raise BadData(f'{path} holds no table of hipro_compare: {e}') from None
 
 # %% ../nbs/running/71_compare.ipynb #906a8310
 def reported_averages(
@@ -639,12 +756,24 @@ def reported_averages(
     pretrained:str|None, # Its weights: a tag, or a file
 )->dict: # Average accuracy in percent by method; empty where the paper has no such experiment
     "The paper's numbers for this data set, protocol and backbone"
-    d = json.loads((Path(sys.modules[Method.__module__].__file__).parent/'assets'/'reported.json').read_text(encoding='utf8'))
+    d = json.loads(
+        (Path(sys.modules[Method.__module__].__file__).parent / 'assets' / 'reported.json').read_text(
+            encoding='utf8'))
     file = Path(pretrained or '')
-    same = pretrained in d['weights'] or file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == d['sha256']
+    same = (
+        pretrained in d['weights']
+        or file.is_file()
+        and hashlib.sha256(file.read_bytes()).hexdigest() == d['sha256'])
     if clip_name not in d['models'] or not same: return {}
     plain = lambda s: s.lower().replace('_', '').replace('-', '').replace(' ', '')
-    return next((t['average'] for t in d['tables'] if plain(t['data']) == plain(data) and fraction is not None and abs(t['fraction'] - fraction) < 1e-9), {})
+    return next(
+        (
+            t['average']
+            for t in d['tables']
+            if plain(t['data']) == plain(data)
+            and fraction is not None
+            and abs(t['fraction'] - fraction) < 1e-9),
+        {})
 
 # %% ../nbs/running/71_compare.ipynb #9a2d3314
 def save_table(
@@ -652,7 +781,9 @@ def save_table(
     table:MethodTable, # What is saved
 )->None:
     "Writes `table.md`, `.tex`, `.csv` and `.json`"
-    for end,text in dict(md=table.to_markdown(), tex=table.to_latex(), csv=table.to_csv(), json=table.to_json()).items(): write_atomic(folder/f'table.{end}', text)
+    for end, text in dict(
+        md=table.to_markdown(), tex=table.to_latex(), csv=table.to_csv(), json=table.to_json()).items():
+        write_atomic(folder / f'table.{end}', text)
 
 # %% ../nbs/running/71_compare.ipynb #7b1f02f8
 def _opened(settings:RunSettings, seed:int, device:str, download:bool, progress:bool)->tuple:
@@ -676,11 +807,13 @@ def run_compare(
     lr:float|None = None, # Learning rate; 0.001 if not given, the embedded benchmark's own on its data
     epochs:int|None = None, # Epochs; 100 if not given, or the embedded benchmark's
     n_ctx:int = 16, # Context tokens of a prompt
-    batch_size:int|None = None, # Images of a batch, all tasks together; 20 if not given, or the embedded benchmark's
+    # Images of a batch, all tasks together; 20 if not given, or the embedded benchmark's
+    batch_size:int|None = None,
     out:str = 'runs', # Folder of runs; what is finished there is used
     root:str|None = None, # Folder that holds the data set that DATA names
     any_counts:bool = False, # Take a data set whose numbers of images are not the published ones?
-    download:bool = False, # Fetch what is missing below ROOT, where the data set has an official address with a checksum?
+    # Fetch what is missing below ROOT, where the data set has an official address with a checksum?
+    download:bool = False,
     views:int|None = None, # Random views (crop, mirror) of each training image to learn from, encoded once; it must divide the epochs
     reported:bool = False, # Add the paper's averages where data, protocol and backbone are its own?
     report:str|None = None, # File that gets the table's JSON too, for a report notebook
@@ -691,9 +824,16 @@ def run_compare(
     store:str|None = None, # Folder that keeps image features between runs; OUT/features if not given
     jobs:int|None = None, # Fits at a time, each in a process of its own with one thread; 0 fits in this process. If not given: 0 on a GPU, otherwise a job per core and per 2 GiB of free memory
 )->MethodTable: # Shows itself in a notebook
-    "Trains what is missing of methods and seeds, prints the table and writes it as Markdown, LaTeX, CSV and JSON"
-    settings = RunSettings(data, model, pretrained, shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images, n_ctx=n_ctx, dtype=dtype, root=root, any_counts=any_counts, views=views, chunk=chunk, **usual_training(data, lr=lr, epochs=epochs, batch_size=batch_size))
-    return compare_settings(settings, chosen_methods(methods), parse_seeds(seeds), out, methods.strip() != 'all', reported, store=FeatureStore(store or Path(out)/'features'), download=download, report=report, **_place(data, out, device, jobs, report, store))
+    """Trains what is missing of methods and seeds, prints the table and writes it as Markdown, LaTeX, CSV and
+    JSON"""
+    settings = RunSettings(data, model, pretrained, shots=shots, fraction=fraction, train_list=train_list,
+                           skip_bad_images=skip_bad_images, n_ctx=n_ctx, dtype=dtype, root=root,
+                           any_counts=any_counts, views=views, chunk=chunk,
+                           **usual_training(data, lr=lr, epochs=epochs, batch_size=batch_size))
+    return compare_settings(settings, chosen_methods(methods), parse_seeds(seeds), out,
+                            methods.strip() != 'all', reported,
+                            store=FeatureStore(store or Path(out) / 'features'), download=download,
+                            report=report, **_place(data, out, device, jobs, report, store))
 
 # %% ../nbs/running/71_compare.ipynb #f10c5738
 def hipro_compare(
@@ -725,11 +865,18 @@ def compare_settings(
     folder = comparison_folder(out, record)
     write_atomic(folder/'run.json', json.dumps(record, indent=1, ensure_ascii=False))
     _check_finished(folder, names, seeds)
-    left_out |= train_missing(names, seeds, settings, clip, folder, store or FeatureStore(None), strict, progress, jobs)
+    left_out |= train_missing(
+        names, seeds, settings, clip, folder, store or FeatureStore(None), strict, progress, jobs)
     table = read_runs(folder, [n for n in names if n not in left_out], seeds)
-    paper = reported_averages(settings.data, settings.fraction, clip.name, settings.pretrained) if reported and settings.root and not settings.any_counts else {}
+    paper = (
+        reported_averages(settings.data, settings.fraction, clip.name, settings.pretrained)
+        if reported and settings.root and not settings.any_counts
+        else {})
     table = replace(table, left_out=left_out, reported=paper)
     save_table(folder, table)
-    print(f'\n{table.to_text(shutil.get_terminal_size((160,24)).columns)}\n\n{folder}: table.md, table.tex, table.csv, table.json', flush=True)
+    print(
+        f'\n{table.to_text(shutil.get_terminal_size((160,24)).columns)}\n\n{folder}: table.md, table.tex,'
+        ' table.csv, table.json',
+        flush=True,)
     if report: write_atomic(Path(report), table.to_json())
     return table

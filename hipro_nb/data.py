@@ -43,7 +43,9 @@ def clean_name(
     return ' '.join(unicodedata.normalize('NFC', name).replace('_', ' ').split())
 
 # %% ../nbs/paper/01_data.ipynb #ae983006
-def _shown(name:str, most:int=60)->str: return repr(name if len(name)<=most else f'{name[:most]}... ({len(name)} characters)')
+def _shown(name: str, most: int = 60) -> str:
+    return repr(name if len(name) <= most else f'{name[:most]}... ({len(name)} characters)')
+
 
 _unwritable = ('Cc', 'Cs', 'Zl', 'Zp') # Categories: control characters, lone surrogates, separators of lines
 
@@ -51,14 +53,18 @@ def check_names(
     names:Sequence, # Names that must differ
     what:str, # What they name, for the message, as in `"task 'art', class"`
 )->None:
-    "Raise `BadData` where a name is no text, is empty, cannot be written, or equals another one after clean-up"
-    if isinstance(names, str): raise BadData(f'{what} names are one text, {_shown(names)}: expected a sequence of names')
+    """Raise `BadData` where a name is no text, is empty, cannot be written, or equals another one after
+    clean-up"""
+    if isinstance(names, str):
+        raise BadData(f'{what} names are one text, {_shown(names)}: expected a sequence of names')
     seen = {}
     for n in names:
         if not isinstance(n, str) or not clean_name(n):
             raise BadData(f'{what} name {n!r}: expected a text with at least one letter')
         if any(unicodedata.category(c) in _unwritable for c in n):
-            raise BadData(f'{what} name {_shown(n)} holds a control character or half a character: expected a text of one line')
+            raise BadData(
+                f'{what} name {_shown(n)} holds a control character or half a character: expected a text of'
+                ' one line')
         same = unicodedata.normalize('NFKC', clean_name(n)).casefold()
         if same in seen:
             raise BadData(f'{what} names {_shown(seen[same])} and {_shown(n)} are duplicate: '
@@ -70,10 +76,13 @@ def safe_name(
     name:str, # Any name
     most:int=60, # Longest result, in characters
 )->str: # A name that every file system takes, and that differs where names differ
-    "A file name for `name`: itself where it is plain and short, else its plain characters and a piece of its hash."
+    """A file name for `name`: itself where it is plain and short, else its plain characters and a piece of
+    its hash."""
     plain = re.sub(r'[^A-Za-z0-9_-]+', '-', name).strip('-')
-    if plain==name and len(name)<=most and not re.fullmatch('(?i)con|prn|aux|nul|(com|lpt)[0-9]', name): return name
-    return f"{plain[:most-9]}-{hashlib.sha256(name.encode('utf8', 'surrogatepass')).hexdigest()[:8]}".lstrip('-')
+    if plain == name and len(name) <= most and not re.fullmatch('(?i)con|prn|aux|nul|(com|lpt)[0-9]', name):
+        return name
+    return f"{plain[:most-9]}-{hashlib.sha256(name.encode('utf8', 'surrogatepass')).hexdigest()[:8]}".lstrip(
+        '-')
 
 # %% ../nbs/paper/01_data.ipynb #435b2b61
 def _pour(f, data)->None:
@@ -94,7 +103,9 @@ def write_atomic(
             f.flush(); os.fsync(f.fileno())
         os.replace(part, path)
     except OSError as e:
-        raise BadData(f'cannot write {path}: {e.strerror or e}; expected a folder that can be written, with room. Nothing there was changed') from e
+        raise BadData(
+            f'cannot write {path}: {e.strerror or e}; expected a folder that can be written, with room.'
+            ' Nothing there was changed') from e
     finally:
         with suppress(OSError): part.unlink()
     return path
@@ -112,16 +123,21 @@ def check_writable(
     return path
 
 # %% ../nbs/paper/01_data.ipynb #77ebc9e7
-_kinds = {stat.S_IFDIR: 'a folder', stat.S_IFIFO: 'a FIFO', stat.S_IFSOCK: 'a socket', stat.S_IFCHR: 'a device', stat.S_IFBLK: 'a device'}
+_kinds = {stat.S_IFDIR: 'a folder', stat.S_IFIFO: 'a FIFO', stat.S_IFSOCK: 'a socket',
+          stat.S_IFCHR: 'a device', stat.S_IFBLK: 'a device'}
 
 def check_file(
     path:str|Path, # What is to be read; links are followed
 )->os.stat_result: # What the file system says of it
-    "Raise `BadData` for what is there and no regular file, and for what cannot be a name; `OSError` where nothing is there"
+    """Raise `BadData` for what is there and no regular file, and for what cannot be a name; `OSError` where
+    nothing is there"""
     if not isinstance(path, (str, os.PathLike)): raise BadData(f'{path!r} names no file: expected a path')
     try: found = os.stat(path)
-    except ValueError as e: raise BadData(f'{_shown(str(path))} names no file ({e}): expected a path') from None
-    if not stat.S_ISREG(found.st_mode): raise BadData(f'{path} is {_kinds.get(stat.S_IFMT(found.st_mode), "special")}: expected a regular file')
+    except ValueError as e:
+        raise BadData(f'{_shown(str(path))} names no file ({e}): expected a path') from None
+    if not stat.S_ISREG(found.st_mode):
+        raise BadData(
+            f'{path} is {_kinds.get(stat.S_IFMT(found.st_mode), "special")}: expected a regular file')
     return found
 
 def read_file(
@@ -131,7 +147,9 @@ def read_file(
     "Read a regular file; raise `BadData` as `check_file` does, and for one that is too large"
     size = check_file(path).st_size
     if most is not None and size>most: raise BadData(f'{path} has {size:,} bytes: expected at most {most:,}')
-    with open(os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0)), 'rb') as f: return f.read() if most is None else f.read(most)
+    with open(
+        os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0)), 'rb') as f:
+        return f.read() if most is None else f.read(most)
 
 # %% ../nbs/paper/01_data.ipynb #099cc138
 @contextmanager
@@ -175,7 +193,8 @@ def read_json(
     most:int=2**26, # Most bytes that it may have
 )->object: # A value of that type
     "Read a file of JSON under the conditions of `open_file` and `from_json`"
-    with open_file(path, most) as (f, size): return from_json(f.read(size).removeprefix(b'\xef\xbb\xbf'), kind, path)
+    with open_file(path, most) as (f, size):
+        return from_json(f.read(size).removeprefix(b'\xef\xbb\xbf'), kind, path)
 
 # %% ../nbs/paper/01_data.ipynb #0d006d60
 def _hash_tensors(tensors:dict, start:str)->str:
@@ -194,8 +213,11 @@ def save_tensors(
 )->Path: # `path`
     "Write a safetensors file that holds `tensors`, `meta` and a checksum of both, whole or not at all."
     own = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k,v in tensors.items()}
-    try: note = json.dumps(dict(meta=meta or {}, sha256=''), sort_keys=True, ensure_ascii=False, allow_nan=False)[:-2]
-    except (ValueError, TypeError, RecursionError) as e: raise BadData(f'{path}: meta is not what JSON can say: {e}') from e
+    try:
+        note = json.dumps(
+            dict(meta=meta or {}, sha256=''), sort_keys=True, ensure_ascii=False, allow_nan=False)[:-2]
+    except (ValueError, TypeError, RecursionError) as e:
+        raise BadData(f'{path}: meta is not what JSON can say: {e}') from e
     return write_atomic(path, st_save(own, metadata=dict(hipro_nb=f'{note}{_hash_tensors(own, note)}"}}')))
 
 # %% ../nbs/paper/01_data.ipynb #96b38f5a
@@ -205,8 +227,10 @@ def _note(f, size:int, path)->tuple:
     if not 2<=n<=min(size-8, 2**25): raise BadData(f'{path} is damaged: expected a whole safetensors file')
     found = from_json(f.read(n), dict[str,Plain], f'{path} is damaged').get('__metadata__') or {}
     known = as_kind(found, dict[str,str], f'{path} is damaged')
-    if 'meta' in known: return known['meta'], known.get('sha256'), from_json(known['meta'], dict[str,Plain], path)
-    if 'hipro_nb' not in known: raise BadData(f'{path} holds no checksum: expected a file written by save_tensors')
+    if 'meta' in known:
+        return known['meta'], known.get('sha256'), from_json(known['meta'], dict[str, Plain], path)
+    if 'hipro_nb' not in known:
+        raise BadData(f'{path} holds no checksum: expected a file written by save_tensors')
     said = from_json(known['hipro_nb'], dict[str,Plain], path)
     return known['hipro_nb'][:-66], said.get('sha256'), as_kind(said.get('meta'), dict[str,Plain], path)
 
@@ -241,7 +265,9 @@ def _class_order(labels:np.ndarray, seed:int)->dict:
         out[c] = idx[sorted(range(len(idx)), key=lot.__getitem__)]
     return out
 
-def _ascending(parts:Iterable)->Tensor: return torch.tensor(sorted(chain.from_iterable(p.tolist() for p in parts)), dtype=torch.int64)
+
+def _ascending(parts: Iterable) -> Tensor:
+    return torch.tensor(sorted(chain.from_iterable(p.tolist() for p in parts)), dtype=torch.int64)
 
 # %% ../nbs/paper/01_data.ipynb #9ed30073
 def few_shot(
@@ -250,12 +276,15 @@ def few_shot(
     seed:int=0, # Seed of the draw
     all_if_fewer:bool=False, # Take what there is of a class with fewer images, instead of raising `BadData`
 )->Int64[Tensor,'k']: # Positions of the images drawn, ascending
-    "Draw `shots` images of each class that occurs in `labels`; a smaller draw of the same seed lies within a larger one."
+    """Draw `shots` images of each class that occurs in `labels`; a smaller draw of the same seed lies within
+    a larger one."""
     if shots<1: raise BadData(f'shots={shots}: expected at least 1 image a class')
     order = _class_order(_labels(labels), seed)
     short = {c: len(i) for c,i in order.items() if len(i)<shots}
     if short and not all_if_fewer:
-        raise BadData('; '.join(f'class {c} has {n} images' for c,n in short.items()) + f': expected at least the {shots} shots asked for')
+        raise BadData(
+            '; '.join(f'class {c} has {n} images' for c, n in short.items())
+            + f': expected at least the {shots} shots asked for')
     return _ascending(i[:shots] for i in order.values())
 
 # %% ../nbs/paper/01_data.ipynb #88238e24
@@ -277,8 +306,10 @@ def fraction(
     frac:float|int, # Share of the images to draw, above 0 and up to 1
     seed:int=0, # Seed of the draw
 )->Int64[Tensor,'k']: # Positions of the images drawn, ascending
-    "Draw `frac` of the images, spread over the classes as the images are, at least 1 of each class that occurs."
-    if not 0<frac<=1: raise BadData(f'fraction={frac}: expected a number above 0 and up to 1; 10 percent is 0.1')
+    """Draw `frac` of the images, spread over the classes as the images are, at least 1 of each class that
+    occurs."""
+    if not 0 < frac <= 1:
+        raise BadData(f'fraction={frac}: expected a number above 0 and up to 1; 10 percent is 0.1')
     order = _class_order(_labels(labels), seed)
     if not order: return torch.zeros(0, dtype=torch.int64)
     counts = [len(i) for i in order.values()]
@@ -294,8 +325,16 @@ def _to_rgb(im:Image.Image, who='a picture')->Image.Image:
     if im.mode in ('I', 'F') or im.mode.startswith('I;'):
         a = np.nan_to_num(np.asarray(im, dtype=np.float64)).clip(0)
         top = a.max(initial=0)
-        full = 65535 if im.mode.startswith('I;') else 1 if im.mode=='F' and top<=1 else 255 if top<=255 else max(65535, top)
-        if full>=65535 and 0<top<full/4: _remark('dim', who, 'uses less than a quarter of its range, as pictures of 12 or 14 bits do: it is seen nearly black; rescale such pictures to 8 or 16 bits')
+        full = (
+            65535
+            if im.mode.startswith('I;')
+            else 1 if im.mode == 'F' and top <= 1 else 255 if top <= 255 else max(65535, top))
+        if full >= 65535 and 0 < top < full / 4:
+            _remark(
+                'dim',
+                who,
+                'uses less than a quarter of its range, as pictures of 12 or 14 bits do: it is seen nearly'
+                ' black; rescale such pictures to 8 or 16 bits',)
         im = Image.fromarray((a*(255/full)).round().astype(np.uint8))
     if im.mode in ('LA', 'PA', 'RGBA', 'La', 'RGBa') or 'transparency' in im.info:
         im = im.convert('RGBA')
@@ -307,7 +346,8 @@ def _open(image, small:bool=False)->Image.Image:
     if isinstance(image, (str, Path)): check_file(image)
     with Image.open(image) as im:
         if small: im.draft('RGB', (64, 64))
-        if im.format in ('TIFF', 'GIF', 'WEBP') and im.n_frames>1: _remark('pages', _named_image(image), 'has several pages or frames, of which the first is seen')
+        if im.format in ('TIFF', 'GIF', 'WEBP') and im.n_frames > 1:
+            _remark('pages', _named_image(image), 'has several pages or frames, of which the first is seen')
         return _to_rgb(ImageOps.exif_transpose(im), _named_image(image))
 
 def _named_image(image): return image if isinstance(image, (str, Path)) else 'a picture'
@@ -315,7 +355,8 @@ def _named_image(image): return image if isinstance(image, (str, Path)) else 'a 
 def open_image(
     image:str|Path|BytesIO|Image.Image|np.ndarray|Tensor, # A file, a picture, or bytes of shape `h w 3`
 )->Image.Image: # The picture in RGB, upright
-    "Open `image` to its end, as RGB: 16-bit grey scaled, transparent parts white, the camera's orientation applied."
+    """Open `image` to its end, as RGB: 16-bit grey scaled, transparent parts white, the camera's orientation
+    applied."""
     if isinstance(image, (np.ndarray, Tensor)): image = Image.fromarray(np.asarray(image))
     if isinstance(image, Image.Image):
         plain = image.mode=='RGB' and image.getexif().get(0x0112, 1)==1 and 'transparency' not in image.info
@@ -344,7 +385,9 @@ def _stamp(file)->int|None:
 def _trouble(image)->str|None:
     if (stamp:=_stamp(image) if _is_file(image) else None) in _sound: return None
     try: _open(image, small=True) if _is_file(image) else open_image(image)
-    except Exception as e: return f'{type(e).__name__}: {e}'.replace(str(image), Path(image).name if _is_file(image) else 'image') + _heic_hint(image)
+    except Exception as e:
+        return f'{type(e).__name__}: {e}'.replace(
+            str(image), Path(image).name if _is_file(image) else 'image') + _heic_hint(image)
     if stamp is not None: _sound.add(stamp)
 
 _heic = tuple(b'ftyp'+o for o in (b'heic', b'heix', b'hevc', b'heim', b'heis', b'mif1', b'msf1'))
@@ -353,7 +396,11 @@ def _heic_hint(image)->str:
     "A hint for what telephones write and Pillow does not read; empty for anything else."
     with suppress(OSError, TypeError, BadData):
         if _is_file(image): check_file(image)
-        with open(image, 'rb') as f: return '; it is a HEIC picture, which is not read here: save it as JPEG' if f.read(12)[4:12] in _heic else ''
+        with open(image, 'rb') as f:
+            return (
+                '; it is a HEIC picture, which is not read here: save it as JPEG'
+                if f.read(12)[4:12] in _heic
+                else '')
     return ''
 
 # %% ../nbs/paper/01_data.ipynb #fec7b80a
@@ -364,11 +411,16 @@ def bad_images(
     "Decode every image and tell which are unreadable or truncated, and why."
     with ThreadPoolExecutor(_threads()) as pool:
         found = _in_order(pool, _trouble, (images[i] for i in range(len(images))), 64)
-        return {i:t for i,t in enumerate(_bar(found, progress, total=len(images), desc='checking images', unit='image')) if t}
+        return {
+            i: t
+            for i, t in enumerate(
+                _bar(found, progress, total=len(images), desc='checking images', unit='image'))
+            if t}
 
 def _refuse_bad(names:Sequence, bad:dict, where:str='', way_out:str='')->None:
     lines = ''.join(f'\n  {names[i]} ({t})' for i,t in bad.items())
-    raise BadData(f'{len(bad)} unreadable images{where}, expected whole pictures; mend or remove them{way_out}:{lines}')
+    raise BadData(
+        f'{len(bad)} unreadable images{where}, expected whole pictures; mend or remove them{way_out}:{lines}')
 
 # %% ../nbs/paper/01_data.ipynb #7ba88c74
 def _count(images)->int: return images.shape[0] if isinstance(images, (np.ndarray, Tensor)) else len(images)
@@ -382,9 +434,11 @@ class Split:
         x, y = self.images, torch.from_numpy(_labels(self.labels))
         if isinstance(x, (np.ndarray, Tensor)):
             if x.ndim!=4 or x.shape[-1]!=3 or not str(x.dtype).endswith('uint8'):
-                raise BadData(f'images of shape {tuple(x.shape)} and type {x.dtype}: expected uint8 of shape n h w 3')
+                raise BadData(
+                    f'images of shape {tuple(x.shape)} and type {x.dtype}: expected uint8 of shape n h w 3')
         else: x = tuple(x)
-        if _count(x)!=len(y): raise BadData(f'{_count(x)} images with {len(y)} labels: expected one label an image')
+        if _count(x) != len(y):
+            raise BadData(f'{_count(x)} images with {len(y)} labels: expected one label an image')
         object.__setattr__(self, 'images', x); object.__setattr__(self, 'labels', y)
     def __len__(self): return len(self.labels)
 
@@ -397,7 +451,10 @@ class Features:
     def __post_init__(self):
         x, y = torch.as_tensor(self.x).detach().cpu(), torch.from_numpy(_labels(self.y))
         if x.dtype not in (torch.float32, torch.float64): x = x.float()
-        if x.ndim!=2 or len(x)!=len(y): raise BadData(f'features of shape {tuple(x.shape)} with {len(y)} labels: expected shape n d and one label a row')
+        if x.ndim != 2 or len(x) != len(y):
+            raise BadData(
+                f'features of shape {tuple(x.shape)} with {len(y)} labels: expected shape n d and one label'
+                ' a row')
         object.__setattr__(self, 'x', x); object.__setattr__(self, 'y', y)
     def __len__(self): return len(self.y)
     @property
@@ -413,7 +470,10 @@ def subset(self:Split,
     "The images and labels at `idx`."
     idx = torch.as_tensor(idx, dtype=torch.int64)
     x = self.images
-    x = x[idx.numpy()] if isinstance(x, np.ndarray) else x[idx] if isinstance(x, Tensor) else [x[i] for i in idx.tolist()]
+    x = (
+        x[idx.numpy()]
+        if isinstance(x, np.ndarray)
+        else x[idx] if isinstance(x, Tensor) else [x[i] for i in idx.tolist()])
     return Split(x, self.labels[idx])
 
 @patch
@@ -430,12 +490,20 @@ def _check_part(part, who:str, names:Sequence)->None:
     y = part.labels
     def _first(wrong): return next(((i, _shown(names[y[i]])) for i in wrong.nonzero()[:1,0].tolist()), None)
     off = ((y<0)|(y>=len(names))).nonzero()[:,0]
-    if len(off): raise BadData(f'{who}: label {int(y[off[0]])} at position {int(off[0])} is out of range, expected 0 to {len(names)-1} for {len(names)} classes')
+    if len(off):
+        raise BadData(
+            f'{who}: label {int(y[off[0]])} at position {int(off[0])} is out of range, expected 0 to'
+            f' {len(names)-1} for {len(names)} classes')
     if isinstance(part, Split): return
     norm = part.x.norm(dim=-1)
-    if o:=_first(~norm.isfinite()): raise BadData(f'{who}: the features at position {o[0]}, of class {o[1]}, are not finite; expected finite numbers')
+    if o := _first(~norm.isfinite()):
+        raise BadData(
+            f'{who}: the features at position {o[0]}, of class {o[1]}, are not finite; expected finite'
+            ' numbers')
     if o:=_first((norm-1).abs()>1e-3):
-        raise BadData(f'{who}: the features at position {o[0]}, of class {o[1]}, have norm {float(norm[o[0]]):.4g}; expected unit norm, so divide rows by their norms')
+        raise BadData(
+            f'{who}: the features at position {o[0]}, of class {o[1]}, have norm {float(norm[o[0]]):.4g};'
+            ' expected unit norm, so divide rows by their norms')
 
 # %% ../nbs/paper/01_data.ipynb #4fa69867
 @dataclass(frozen=True, eq=False)
@@ -446,7 +514,8 @@ class Task:
     train:Split|Features # What prompts learn from
     test:Split|Features # What accuracy is measured on
     val:Split|Features|None=None # What settings may be chosen on
-    meta:dict|None=None # What else its source says, as `template` and `metric`; carried along, never read here
+    # What else its source says, as `template` and `metric`; carried along, never read here
+    meta:dict|None=None
     def __post_init__(self):
         check_names([self.name], 'task')
         check_names(self.classnames, (who:=f'task {_shown(self.name)}')+', class')
@@ -454,7 +523,8 @@ class Task:
         if not self.classnames: raise BadData(f'{who} has no classes: expected at least 1')
         for k,p in self.parts.items(): _check_part(p, f'{who}, {k}', self.classnames)
         if len({isinstance(p, Split) or p.x.shape[1] for p in self.parts.values()})>1:
-            raise BadData(f'{who}: train, test and val are expected to be all images, or all features of one width')
+            raise BadData(
+                f'{who}: train, test and val are expected to be all images, or all features of one width')
         if not len(self.train): raise BadData(f'{who}, train: no images, expected at least 1')
     @property
     def parts(self)->dict:
@@ -472,25 +542,36 @@ class Task:
 # %% ../nbs/paper/01_data.ipynb #ab68309c
 @patch
 def __repr__(self:Task)->str:
-    return f'Task({_shown(self.name)}, {self.n_classes} classes, ' + ', '.join(f'{k} {len(p)}' for k,p in self.parts.items()) + ')'
+    return (
+        f'Task({_shown(self.name)}, {self.n_classes} classes, '
+        + ', '.join(f'{k} {len(p)}' for k, p in self.parts.items())
+        + ')')
 
 @patch
 def _repr_html_(self:Task)->str:
     def _short(s, n): return html.escape(s if len(s)<=n else s[:n]+'...')
-    names = ', '.join(_short(c, 30) for c in self.classnames[:8]) + (f' and {self.n_classes-8} more' if self.n_classes>8 else '')
+    names = ', '.join(_short(c, 30) for c in self.classnames[:8]) + (
+        f' and {self.n_classes-8} more' if self.n_classes > 8 else '')
     cells = ''.join(f'<td>{k} {len(p):,}</td>' for k,p in self.parts.items())
     kind = f'features, {self.train.x.shape[1]} wide' if self.is_encoded else 'images'
-    return f'<table><tr><td><b>{_short(self.name, 60)}</b></td>{cells}<td>{kind}</td><td>{self.n_classes} classes: {names}</td></tr></table>'
+    return (
+        f'<table><tr><td><b>{_short(self.name, 60)}</b></td>{cells}<td>{kind}</td><td>{self.n_classes}'
+        f' classes: {names}</td></tr></table>')
 
 # %% ../nbs/paper/01_data.ipynb #15f3f80f
 def check_tasks(
     tasks:Sequence, # Tasks to be learned together
 )->None:
-    "Raise `BadData` unless there is a task, the tasks' names differ, and those that are encoded agree in width."
+    """Raise `BadData` unless there is a task, the tasks' names differ, and those that are encoded agree in
+    width."""
     if not tasks: raise BadData('no tasks: expected at least 1')
     check_names([t.name for t in tasks], 'task')
     wide = {t.train.x.shape[1]: t.name for t in tasks if t.is_encoded}
-    if len(wide)>1: raise BadData('features of different widths: ' + ', '.join(f'task {_shown(n)} has {d}' for d,n in wide.items()) + '; expected one tower for all tasks')
+    if len(wide) > 1:
+        raise BadData(
+            'features of different widths: '
+            + ', '.join(f'task {_shown(n)} has {d}' for d, n in wide.items())
+            + '; expected one tower for all tasks')
 
 # %% ../nbs/paper/01_data.ipynb #7b90a555
 def contact_sheet(
@@ -505,38 +586,62 @@ def contact_sheet(
     sheet = Image.new('RGB', (cols*(size+2)-2, rows*(size+2)-2), 'white')
     for k in range(rows):
         for j,i in enumerate((task.train.labels==k).nonzero()[:cols,0].tolist()):
-            sheet.paste(ImageOps.fit(open_image(task.train.images[i]), (size, size)), (j*(size+2), k*(size+2)))
+            sheet.paste(
+                ImageOps.fit(open_image(task.train.images[i]), (size, size)), (j * (size + 2), k * (size + 2))
+            )
     return sheet
 
 # %% ../nbs/paper/01_data.ipynb #f21b0c29
-_endings = frozenset('.jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .jp2 .avif .heic .heif'.split())
+_endings = frozenset(
+    '.jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .jp2 .avif .heic .heif'.split())
 _layouts = 'expected PATH/<task>/<class>/* or PATH/<task>/{train,val,test}/<class>/*'
 
 def _visible(folder:Path)->list:
-    try: found = sorted((p for p in folder.iterdir() if not p.name.startswith('.') and p.name!='__MACOSX'), key=lambda p: p.name)
-    except OSError as e: raise BadData(f'cannot read the folder {folder}: {e.strerror or e}; {_layouts}') from e
+    try:
+        found = sorted((p for p in folder.iterdir() if not p.name.startswith('.') and p.name != '__MACOSX'),
+                       key=lambda p: p.name)
+    except OSError as e:
+        raise BadData(f'cannot read the folder {folder}: {e.strerror or e}; {_layouts}') from e
     for p in found:
-        if p.name.encode('utf8', 'replace')!=os.fsencode(p.name): raise BadData(f'{folder} holds the name {os.fsencode(p.name)!r}: expected a name in UTF-8; rename it')
+        if p.name.encode('utf8', 'replace') != os.fsencode(p.name):
+            raise BadData(
+                f'{folder} holds the name {os.fsencode(p.name)!r}: expected a name in UTF-8; rename it')
     return found
 
-def _is_loop(p:Path)->bool: return p.is_symlink() and p.resolve() in (p.parent.resolve(), *p.parent.resolve().parents)
-def _folders(folder:Path)->dict: return {unicodedata.normalize('NFC', p.name): p for p in _visible(folder) if p.is_dir() and not _is_loop(p)}
+
+def _is_loop(p: Path) -> bool:
+    return p.is_symlink() and p.resolve() in (p.parent.resolve(), *p.parent.resolve().parents)
+
+
+def _folders(folder: Path) -> dict:
+    return {
+        unicodedata.normalize('NFC', p.name): p for p in _visible(folder) if p.is_dir() and not _is_loop(p)}
+
+
 def _check_links(folder:Path)->None:
     "A link to nothing among folders: a task or a class that would be missed without a word"
     for p in _visible(folder):
-        if p.is_symlink() and not p.exists(): raise BadData(f'{p} is a link that leads nowhere: expected a folder; mend the link or remove it')
-def _images(folder:Path)->list: return [p for p in _visible(folder) if p.suffix.lower() in _endings and not p.is_dir()]
+        if p.is_symlink() and not p.exists():
+            raise BadData(f'{p} is a link that leads nowhere: expected a folder; mend the link or remove it')
+
+
+def _images(folder: Path) -> list:
+    return [p for p in _visible(folder) if p.suffix.lower() in _endings and not p.is_dir()]
 
 # %% ../nbs/paper/01_data.ipynb #d21dc895
 def _scan_classes(folder:Path, who:str)->dict:
     "Image files of each class folder in `folder`."
     _check_links(folder)
     if not (found:=_folders(folder)):
-        raise BadData(f'{who} has no class folders in {folder}, {"only images" if _images(folder) else "nothing"}: {_layouts}')
+        raise BadData(
+            f'{who} has no class folders in {folder}, {"only images" if _images(folder) else "nothing"}:'
+            f' {_layouts}')
     check_names(list(found), f'{who}, class')
     out = {c: _images(p) for c,p in found.items()}
     for c,p in found.items():
-        if inner:=_folders(p): raise BadData(f'{who}, class {_shown(c)} holds a folder, {min(inner)!r}: expected images only; {_layouts}')
+        if inner := _folders(p):
+            raise BadData(
+                f'{who}, class {_shown(c)} holds a folder, {min(inner)!r}: expected images only; {_layouts}')
         if not out[c]: raise BadData(f'{who}, class {_shown(c)} has no images in {p}: expected at least 1')
     return out
 
@@ -545,12 +650,16 @@ def _scan_task(folder:Path, who:str)->dict:
     "Image files of a task by part and class; the one part is `all` where the folders do not say."
     _check_links(folder)
     subs = _folders(folder)
-    if not {'train', 'test'}<=subs.keys() or not _folders(subs['train']): return dict(all=_scan_classes(folder, who))
-    if odd:=subs.keys()-{'train', 'val', 'test'}: raise BadData(f'{who} has {min(odd)!r} beside train and test: expected train, val and test alone')
+    if not {'train', 'test'} <= subs.keys() or not _folders(subs['train']):
+        return dict(all=_scan_classes(folder, who))
+    if odd := subs.keys() - {'train', 'val', 'test'}:
+        raise BadData(f'{who} has {min(odd)!r} beside train and test: expected train, val and test alone')
     parts = {k: _scan_classes(subs[k], f'{who}, {k}') for k in ('train', 'val', 'test') if k in subs}
     for k in ('train', 'val'):
         if lost:=parts.get(k, {}).keys()-parts['test'].keys():
-            raise BadData(f'{who}: class {_shown(min(lost))} is in {k} and not in test, {len(lost)} in all; expected every class of {k} in test')
+            raise BadData(
+                f'{who}: class {_shown(min(lost))} is in {k} and not in test, {len(lost)} in all; expected'
+                f' every class of {k} in test')
     return parts
 
 # %% ../nbs/paper/01_data.ipynb #e0e155b7
@@ -561,27 +670,46 @@ def _scan(path:Path)->dict:
     found = _folders(path)
     _check_links(path)
     if not found: raise BadData(f'no task folders in {path}: {_layouts}')
-    if len(parts:=sorted((t for t in found if t.casefold() in _part_words), key=lambda t: not t.casefold().startswith('train')))>1:
-        raise BadData(f'{path} holds {parts[0]} and {parts[1]} itself: {_layouts}, so one folder more, named after the task')
+    if (
+        len(
+            parts := sorted((t for t in found if t.casefold() in _part_words),
+                            key=lambda t: not t.casefold().startswith('train')))
+        > 1):
+        raise BadData(
+            f'{path} holds {parts[0]} and {parts[1]} itself: {_layouts}, so one folder more, named after the'
+            ' task')
     if all(not _folders(p) and _images(p) for p in found.values()):
-        raise BadData(f'{path} holds class folders itself, as {min(found)!r}: {_layouts}, so one folder more, named after the task')
+        raise BadData(
+            f'{path} holds class folders itself, as {min(found)!r}: {_layouts}, so one folder more, named'
+            ' after the task')
     check_names(list(found), 'task')
     out = {t: _scan_task(p, f'task {_shown(t)}') for t,p in found.items()}
     for t,classes in ((t, set().union(*p.values())) for t,p in out.items()):
-        if len(classes)<2: raise BadData(f'task {_shown(t)} has one class, {_shown(*classes)}, so that any answer is right: expected 2 or more; {_layouts}')
+        if len(classes) < 2:
+            raise BadData(
+                f'task {_shown(t)} has one class, {_shown(*classes)}, so that any answer is right: expected 2'
+                f' or more; {_layouts}')
     return out
 
 # %% ../nbs/paper/01_data.ipynb #5d0119dc
 def _read_list(train_list, frac:float|int|None)->tuple:
     "Task -> relative paths, of the percentage asked for, and the fraction that is still to be drawn."
     try: d = train_list if isinstance(train_list, dict) else json.loads(read_file(train_list))
-    except (OSError, ValueError, RecursionError) as e: raise BadData(f'cannot read the train list {train_list}: {e}; expected JSON, task -> list of relative paths') from e
+    except (OSError, ValueError, RecursionError) as e:
+        raise BadData(
+            f'cannot read the train list {train_list}: {e}; expected JSON, task -> list of relative paths'
+        ) from e
     if isinstance(d, dict) and d and all(isinstance(v, dict) for v in d.values()):
         if (key:='' if frac is None else f'{100*frac:g}') not in d:
-            raise BadData(f'the train list has {", ".join(d)} percent and fraction={frac} was asked for: expected fraction=0.1 for 10 percent')
+            raise BadData(
+                f'the train list has {", ".join(d)} percent and fraction={frac} was asked for: expected'
+                ' fraction=0.1 for 10 percent')
         d, frac = d[key], None
-    if not isinstance(d, dict) or not all(isinstance(v, list) and all(isinstance(o, str) for o in v) for v in d.values()):
-        raise BadData('the train list has another form: expected task -> list of relative paths, or percentage -> task -> list')
+    if not isinstance(d, dict) or not all(
+        isinstance(v, list) and all(isinstance(o, str) for o in v) for v in d.values()):
+        raise BadData(
+            'the train list has another form: expected task -> list of relative paths, or percentage -> task'
+            ' -> list')
     return d, frac
 
 # %% ../nbs/paper/01_data.ipynb #f058e8b7
@@ -593,7 +721,9 @@ def _apply_list(parts:dict, listed:Sequence, who:str, dropped:set)->dict:
     at = {f'{c}/{_nfc(p.name)}': (c, p) for c,ps in parts['all'].items() for p in ps}
     listed = [_nfc(o) for o in listed]
     if lost:=sorted(set(listed)-at.keys()-dropped):
-        raise BadData(f'{who}: {len(lost)} files of the train list are not there, {_shown(lost[0])} first; expected <class>/<file> as in the folder')
+        raise BadData(
+            f'{who}: {len(lost)} files of the train list are not there, {_shown(lost[0])} first; expected'
+            ' <class>/<file> as in the folder')
     train, test = {}, {c: [] for c in parts['all']}
     for o in listed:
         if o in at: train.setdefault(at[o][0], []).append(at[o][1])
@@ -604,17 +734,26 @@ def _apply_list(parts:dict, listed:Sequence, who:str, dropped:set)->dict:
 def _check_counts(parts:dict, shots:int|None, who:str)->None:
     "Refuse a class with too few images for `shots`, or with none left for the test."
     rest = 'all' in parts
-    need, want = (shots or 1)+rest, (f'{shots} shots' if shots else '1 to train on')+(' and 1 to test on' if rest else '')
+    need, want = (shots or 1) + rest, (f'{shots} shots' if shots else '1 to train on') + (
+        ' and 1 to test on' if rest else '')
     short = {c: n for c,ps in (parts.get('all') or parts['train']).items() if (n:=len(set(ps)))<need}
-    if short: raise BadData(f'{who}: ' + '; '.join(f'class {_shown(c)} has {n} images' for c,n in short.items()) + f': expected at least {need}, {want}')
+    if short:
+        raise BadData(
+            f'{who}: '
+            + '; '.join(f'class {_shown(c)} has {n} images' for c, n in short.items())
+            + f': expected at least {need}, {want}')
     _check_left(parts.get('train', ()), parts.get('test', parts.get('all')), who)
 
 def _check_left(train:Iterable, test:Iterable, who:str)->None:
-    if lost:=sorted(set(train)-set(test)): raise BadData(f'{who}: class {_shown(lost[0])} is in train and not in test, {len(lost)} in all; expected at least 1 image left to test on')
+    if lost := sorted(set(train) - set(test)):
+        raise BadData(
+            f'{who}: class {_shown(lost[0])} is in train and not in test, {len(lost)} in all; expected at'
+            ' least 1 image left to test on')
 
 # %% ../nbs/paper/01_data.ipynb #e5615bf5
 def _to_split(classes:dict, names:Sequence)->Split:
-    return Split([p for c in names for p in classes.get(c, ())], [k for k,c in enumerate(names) for _ in classes.get(c, ())])
+    return Split([p for c in names for p in classes.get(c, ())],
+                 [k for k, c in enumerate(names) for _ in classes.get(c, ())])
 
 def _draw(pool:Split, frac:float|int|None, shots:int|None, seed:int)->tuple:
     "The part of `pool` to train on, and the rest."
@@ -629,10 +768,14 @@ def _make_task(name:str, parts:dict, frac:float|int|None, shots:int|None, seed:i
     "A `Task` from scanned files."
     who = f'task {_shown(name)}'
     if 'all' in parts and frac is None and shots is None:
-        raise BadData(f'{who} is not split: expected shots, a fraction or a train list, or folders train and test')
+        raise BadData(
+            f'{who} is not split: expected shots, a fraction or a train list, or folders train and test')
     _check_counts(parts, shots, who)
     names = sorted(set().union(*parts.values()))
-    if lost:=sorted(parts.get('test', {}).keys()-parts.get('train', parts.get('all', {})).keys()): warnings.warn(f'{who}: class {_shown(lost[0])} is in test and not in train, {len(lost)} in all: it is known by its name alone')
+    if lost := sorted(parts.get('test', {}).keys() - parts.get('train', parts.get('all', {})).keys()):
+        warnings.warn(
+            f'{who}: class {_shown(lost[0])} is in test and not in train, {len(lost)} in all: it is known by'
+            ' its name alone')
     split = {k: _to_split(v, names) for k,v in parts.items()}
     train, rest = _draw(split.get('all', split.get('train')), frac, shots, seed)
     test = split.get('test', rest)
@@ -645,23 +788,33 @@ def _make_tasks(found:dict, train_list, frac, shots, seed:int, dropped:dict)->li
     if train_list is not None:
         lists, frac = _read_list(train_list, frac)
         if odd:=sorted(lists.keys()^found.keys()):
-            raise BadData(f'task {_shown(odd[0])} is in the {"train list" if odd[0] in lists else "folder"} only: expected the same tasks in both')
-        found = {t: _apply_list(p, lists[t], f'task {_shown(t)}', dropped.get(t, set())) for t,p in found.items()}
+            raise BadData(
+                f'task {_shown(odd[0])} is in the {"train list" if odd[0] in lists else "folder"} only:'
+                ' expected the same tasks in both')
+        found = {
+            t: _apply_list(p, lists[t], f'task {_shown(t)}', dropped.get(t, set())) for t, p in found.items()}
     return [_make_task(t, p, frac, shots, seed) for t,p in found.items()]
 
 # %% ../nbs/paper/01_data.ipynb #9596993b
 def _drop(found:dict, gone:set)->tuple:
     "`found` without the files in `gone`, and for each task the names of those, as a train list has them."
-    left = {t: {k: {c: [p for p in ps if p not in gone] for c,ps in cs.items()} for k,cs in parts.items()} for t,parts in found.items()}
-    names = {t: {f'{c}/{_nfc(p.name)}' for cs in parts.values() for c,ps in cs.items() for p in ps if p in gone} for t,parts in found.items()}
-    for t,k,c in [(t, k, c) for t,parts in left.items() for k,cs in parts.items() for c,ps in cs.items() if not ps]:
-        raise BadData(f'task {_shown(t)}, class {_shown(c)} has no readable images in {k}: expected at least 1')
+    left = {
+        t: {k: {c: [p for p in ps if p not in gone] for c, ps in cs.items()} for k, cs in parts.items()}
+        for t, parts in found.items()}
+    names = {
+        t: {f'{c}/{_nfc(p.name)}' for cs in parts.values() for c, ps in cs.items() for p in ps if p in gone}
+        for t, parts in found.items()}
+    for t, k, c in [
+        (t, k, c) for t, parts in left.items() for k, cs in parts.items() for c, ps in cs.items() if not ps]:
+        raise BadData(
+            f'task {_shown(t)}, class {_shown(c)} has no readable images in {k}: expected at least 1')
     return left, names
 
 # %% ../nbs/paper/01_data.ipynb #ceafcf1b
 def load_image_folder(
     path:str|Path, # Folder of tasks
-    train_list:str|Path|dict|None=None, # JSON of the training images, task -> relative paths; the rest is test
+    # JSON of the training images, task -> relative paths; the rest is test
+    train_list:str|Path|dict|None=None,
     fraction:float|int|None=None, # Share of the images to train on, above 0 and up to 1
     shots:int|None=None, # Images of each class to train on
     seed:int=0, # Seed of the draw
@@ -669,30 +822,39 @@ def load_image_folder(
     check:bool=True, # Decode every image now, so that a bad one is found before training
     progress:bool=True, # Show a progress bar on a terminal
 )->list: # The tasks, ordered by name
-    "Tasks from `path/<task>/<class>/*` or `path/<task>/{train,val,test}/<class>/*`; raise `BadData` for whatever is wrong."
-    if fraction is not None and shots is not None: raise BadData(f'fraction={fraction} and shots={shots}: expected one of the two')
+    """Tasks from `path/<task>/<class>/*` or `path/<task>/{train,val,test}/<class>/*`; raise `BadData` for
+    whatever is wrong."""
+    if fraction is not None and shots is not None:
+        raise BadData(f'fraction={fraction} and shots={shots}: expected one of the two')
     path = Path(path)
     try: found = _scan(path)
-    except OSError as e: raise BadData(f'cannot read {e.filename or path}: {e.strerror or e}; {_layouts}') from e
+    except OSError as e:
+        raise BadData(f'cannot read {e.filename or path}: {e.strerror or e}; {_layouts}') from e
     tasks = _make_tasks(found, train_list, fraction, shots, seed, {})
     files = [p for parts in found.values() for cs in parts.values() for ps in cs.values() for p in ps]
     if not (bad:=bad_images(files, progress) if check or skip_bad_images else {}): return tasks
     names = [p.relative_to(path).as_posix() for p in files]
-    if not skip_bad_images: _refuse_bad(names, bad, f' in {path}', ', or leave them out with --skip-bad-images (skip_bad_images=True in Python)')
+    if not skip_bad_images:
+        _refuse_bad(names, bad, f' in {path}',
+                    ', or leave them out with --skip-bad-images (skip_bad_images=True in Python)')
     warnings.warn(f'skipped {len(bad)} unreadable images: ' + ', '.join(names[i] for i in bad))
     found, dropped = _drop(found, {files[i] for i in bad})
     return _make_tasks(found, train_list, fraction, shots, seed, dropped)
 
 # %% ../nbs/paper/01_data.ipynb #94e86a43
 def _describe(preprocess)->str:
-    "What `preprocess` does to two pictures, one small and upright, one large and broad: how it prints itself changes from one release of a library to the next."
+    """What `preprocess` does to two pictures, one small and upright, one large and broad: how it prints
+    itself changes from one release of a library to the next."""
     if preprocess is None: return 'none'
     hashes = []
     for h, w, times in ((83, 61, 16), (509, 733, 1)):
         y, x = np.mgrid[0:h, 0:w]
         probe = Image.fromarray(np.stack([3*x%256, 4*y%256, x*y%251], -1).astype(np.uint8))
         seen = {hashlib.sha256(np.ascontiguousarray(preprocess(probe))).hexdigest() for _ in range(times)}
-        if len(seen)>1: raise BadData('preprocess gives different pixels for one picture: expected the preprocessing of the test, without random crops or flips')
+        if len(seen) > 1:
+            raise BadData(
+                'preprocess gives different pixels for one picture: expected the preprocessing of the test,'
+                ' without random crops or flips')
         hashes.append(seen.pop())
     return ' '.join(hashes)
 
@@ -711,26 +873,37 @@ def _check_model(model:nn.Module, name:str)->None:
     lost = [o for o in ('visual', 'encode_image', 'encode_text', 'logit_scale') if not hasattr(model, o)]
     if not lost and _embedding(model) is None: lost = ['a token embedding']
     who = f'{name} is a {type(model).__name__}'
-    if lost: raise BadData(f"{who} without {lost[0]}: expected one of open_clip's models, CLIP, CustomTextCLIP or CoCa")
+    if lost:
+        raise BadData(
+            f"{who} without {lost[0]}: expected one of open_clip's models, CLIP, CustomTextCLIP or CoCa")
     for tower in (model.visual, model.text) if hasattr(model, 'text') else (model.visual,):
         pairs, wanted = bool(getattr(tower, 'output_tokens', False)), hasattr(model, 'text_decoder')
-        if pairs!=wanted: raise BadData(f'{who} whose {type(tower).__name__} has output_tokens={pairs}: expected {wanted}')
+        if pairs != wanted:
+            raise BadData(f'{who} whose {type(tower).__name__} has output_tokens={pairs}: expected {wanted}')
 
 # %% ../nbs/paper/01_data.ipynb #dad14db0
 def _check_tokenizer(tokenizer:Callable, model:nn.Module, name:str)->None:
     "Raise `BadData` unless a tokenizer makes rows that the model can read"
-    who, wanted = f'the tokenizer of {name}', 'expected texts -> int64 ids of shape `n L`, as of open_clip.get_tokenizer'
+    who, wanted = (f'the tokenizer of {name}',
+                   'expected texts -> int64 ids of shape `n L`, as of open_clip.get_tokenizer')
     try: ids = tokenizer(['a photo of a bed.', ''])
-    except Exception as e: raise BadData(f'{who} fails on a list of texts ({type(e).__name__}: {str(e)[:200]}); {wanted}') from e
+    except Exception as e:
+        raise BadData(f'{who} fails on a list of texts ({type(e).__name__}: {str(e)[:200]}); {wanted}') from e
     if not isinstance(ids, Tensor) or ids.dtype!=torch.int64 or ids.ndim!=2 or len(ids)!=2:
-        raise BadData(f'{who} gives {getattr(ids, "dtype", type(ids).__name__)} {list(getattr(ids, "shape", ""))} for 2 texts; {wanted}')
+        raise BadData(
+            f'{who} gives {getattr(ids, "dtype", type(ids).__name__)} {list(getattr(ids, "shape", ""))} for 2'
+            f' texts; {wanted}')
     table, place = _embedding(model), getattr(_text_tower(model), 'positional_embedding', None)
     if int(ids.max())>=table.num_embeddings:
-        raise BadData(f'{who} has the token {int(ids.max())} and the model a table of {table.num_embeddings}: expected its own tokenizer')
+        raise BadData(
+            f'{who} has the token {int(ids.max())} and the model a table of {table.num_embeddings}: expected'
+            ' its own tokenizer')
     if not isinstance(place, Tensor): return
     room = len(place) - (getattr(_text_tower(model), 'cls_emb', None) is not None)
     if ids.shape[1]>room or (ids.shape[1]!=room and not hasattr(model, 'text')):
-        raise BadData(f'{who} makes rows of {ids.shape[1]} tokens and the model reads {room}: expected its own tokenizer')
+        raise BadData(
+            f'{who} makes rows of {ids.shape[1]} tokens and the model reads {room}: expected its own'
+            ' tokenizer')
 
 # %% ../nbs/paper/01_data.ipynb #62f5a5e8
 class FrozenCLIP(nn.Module):
@@ -740,7 +913,8 @@ class FrozenCLIP(nn.Module):
         tokenizer:Callable, # List of texts -> token ids, int64 of shape `n L`
         preprocess:Callable|None, # Picture -> pixels, as in the test
         name:str, # What it is called in messages and tables
-        key:str|None=None, # Identifies architecture, weights and preprocessing; computed when first asked for if None
+        # Identifies architecture, weights and preprocessing; computed when first asked for if None
+        key:str|None=None,
         dtype:torch.dtype|None=None, # Compute type of the image tower; if None, bf16 on a GPU that has units for it (compute capability 8.0 on), elsewhere the weights' own
     ):
         super().__init__()
@@ -764,8 +938,14 @@ def _architecture(model:nn.Module)->str:
     "What the weights do not say of a model: its kinds of layers, and the numbers and words that steer them"
     lines = {type(m).__name__ for m in model.modules()}
     for name,m in model.named_modules():
-        known = vars(m) | (vars(m.config) if hasattr(m, 'config') else {}) | dict(causal=m._buffers.get('attn_mask') is not None)
-        lines |= {f'{name}.{k}={known[k]}' for k in (*_traits, 'causal') if isinstance(known.get(k), (bool, int, float, str, tuple, list))}
+        known = (
+            vars(m)
+            | (vars(m.config) if hasattr(m, 'config') else {})
+            | dict(causal=m._buffers.get('attn_mask') is not None))
+        lines |= {
+            f'{name}.{k}={known[k]}'
+            for k in (*_traits, 'causal')
+            if isinstance(known.get(k), (bool, int, float, str, tuple, list))}
     return '\n'.join(sorted(lines))
 
 @patch(as_prop=True)
@@ -907,20 +1087,24 @@ class FeatureStore:
         dir:str|Path|None=None, # Folder of the store; in memory only if None
         shard_size:int=1024, # Images in a file, at most
     ):
-        if dir is not None and os.path.lexists(dir) and not Path(dir).is_dir(): raise BadData(f'{dir} is not a folder; expected one for image features, there or to be made')
-        self.dir,self.shard_size,self._tables,self._names = (None if dir is None else Path(dir)),shard_size,{},{}
+        if dir is not None and os.path.lexists(dir) and not Path(dir).is_dir():
+            raise BadData(f'{dir} is not a folder; expected one for image features, there or to be made')
+        self.dir, self.shard_size, self._tables, self._names = (
+            (None if dir is None else Path(dir)), shard_size, {}, {})
     def __repr__(self): return f'FeatureStore({"in memory" if self.dir is None else self.dir.name})'
 
 @patch
 def _found(self:FeatureStore, clip:FrozenCLIP, own:str, end:str)->str:
-    "The folder of `clip` that is there: `own`, one of the same key under another name, or one of version 0.1.0; else `own`"
+    """The folder of `clip` that is there: `own`, one of the same key under another name, or one of version
+    0.1.0; else `own`"""
     if self.dir is None or (self.dir/own).is_dir(): return own
     named = [p.name for p in sorted(self.dir.glob(f'*{end}'))]
     if named: return named[0]
     for about in sorted(self.dir.glob('*/about.json')):
         with suppress(BadData):
             said = read_json(about, dict[str,str])
-            if said.get('precision')==str(clip.precision) and clip.is_model(said.get('model'), said.get('key')): return about.parent.name
+            if said.get('precision') == str(clip.precision) and clip.is_model(
+                said.get('model'), said.get('key')): return about.parent.name
     return own
 
 @patch
@@ -965,7 +1149,8 @@ def _open_folder(self:FeatureStore, clip:FrozenCLIP)->None:
     "Before the work starts: see that the folder can be written, and clear what a kill left there a day ago."
     if self.dir is None: return
     folder = self.dir/self._name(clip)
-    write_atomic(folder/'about.json', json.dumps(dict(model=clip.name, key=clip.key, precision=str(clip.precision))))
+    write_atomic(
+        folder / 'about.json', json.dumps(dict(model=clip.name, key=clip.key, precision=str(clip.precision))))
     for p in folder.glob('.*.tmp'):
         with suppress(OSError):
             if time.time()-p.stat().st_mtime>86400: p.unlink()
@@ -985,7 +1170,8 @@ def _encode_part(clip:FrozenCLIP, part:Sequence)->tuple:
 
 # %% ../nbs/paper/01_data.ipynb #66871b68
 def _crew(clip:FrozenCLIP)->ThreadPoolExecutor:
-    "Threads for the work: on a CPU as many as PyTorch may use, on a GPU one for each core, to decode; each on its own."
+    """Threads for the work: on a CPU as many as PyTorch may use, on a GPU one for each core, to decode; each
+    on its own."""
     workers = torch.get_num_threads() if clip.device.type=='cpu' else os.cpu_count()
     return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
@@ -993,11 +1179,14 @@ def _worked(clip:FrozenCLIP, todo:list, batch_size:int, pool:ThreadPoolExecutor,
     "Hashes and features of the images in `todo`, in order, some at a time."
     if clip.device.type=='cpu':
         few = min(few, batch_size)
-        yield from _in_order(pool, partial(_encode_part, clip), (todo[i:i+few] for i in range(0, len(todo), few)), 4*torch.get_num_threads())
+        yield from _in_order(pool, partial(_encode_part, clip),
+                             (todo[i : i + few] for i in range(0, len(todo), few)),
+                             4 * torch.get_num_threads())
         return
     ready = _in_order(pool, partial(_decode, clip), todo, 2*batch_size)
     while batch:=[o for _,o in zip(range(batch_size), ready)]:
-        with torch.no_grad(): yield [k for k,_ in batch], clip.encode_image(torch.stack([p for _,p in batch])).cpu()
+        with torch.no_grad():
+            yield [k for k, _ in batch], clip.encode_image(torch.stack([p for _, p in batch])).cpu()
 
 # %% ../nbs/paper/01_data.ipynb #c3be45fb
 @patch
@@ -1006,7 +1195,10 @@ def _encode(self:FeatureStore, clip:FrozenCLIP, todo:list, batch_size:int, bar)-
     threads, pool, keys, rows, since = torch.get_num_threads(), _crew(clip), [], [], time.monotonic()
     try:
         for own,x in _worked(clip, todo, batch_size, pool):
-            if not x.isfinite().all(): raise BadData(f'{clip.name} gives features that are not finite: expected finite numbers; check its weights')
+            if not x.isfinite().all():
+                raise BadData(
+                    f'{clip.name} gives features that are not finite: expected finite numbers; check its'
+                    ' weights')
             keys += own; rows.append(x); bar.update(len(own))
             if len(keys)>=self.shard_size or time.monotonic()-since>30:
                 done, keys, rows, since = (keys, rows), [], [], time.monotonic()
@@ -1029,7 +1221,8 @@ def features(self:FeatureStore,
     progress:bool=True, # Show a progress bar on a terminal
     desc:str='encoding', # What the bar says
 )->Float[Tensor,'n d']: # Unit-norm features on the CPU, one row an image
-    "Features of `images`, from the store where it has them; raise one `BadData` that lists all unreadable images."
+    """Features of `images`, from the store where it has them; raise one `BadData` that lists all unreadable
+    images."""
     all_ = [images[i] for i in range(_count(images))]
     if not all_: return torch.zeros(0, clip.embed_dim)
     with ThreadPoolExecutor(_threads()) as pool: keys = list(_in_order(pool, _hash_or_none, all_, 64))
@@ -1055,7 +1248,9 @@ def encode(self:FeatureStore,
 )->Task: # The same task with features
     "Put features in place of a task's images; a task that has features stays as it is."
     if task.is_encoded: return task
-    done = {k: Features(self.features(clip, p.images, desc=clean_name(task.name)[:20], **kwargs), p.labels) for k,p in task.parts.items()}
+    done = {
+        k: Features(self.features(clip, p.images, desc=clean_name(task.name)[:20], **kwargs), p.labels)
+        for k, p in task.parts.items()}
     return Task(task.name, task.classnames, meta=task.meta, **done)
 
 def encode_tasks(

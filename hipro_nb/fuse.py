@@ -20,29 +20,36 @@ def task_nodes(
 )->list[int]: # Nodes i with T_j ∈ G_i, ascending
     "The nodes that contain `task`. Raises `ValueError` if there is none."
     nodes = [m for m, g in enumerate(groups) if task in g]
-    if not nodes: raise ValueError(f'no node contains task {task}: the groups are {[tuple(g) for g in groups][:20]}')
+    if not nodes:
+        raise ValueError(f'no node contains task {task}: the groups are {[tuple(g) for g in groups][:20]}')
     return nodes
 
 # %% ../nbs/paper/07_fuse.ipynb #b3cce8ec
 def _weights_of(weights, groups, nodes, task):
     "The weights of `nodes`, all `K d`; raises `ValueError` naming the node that lacks them."
-    if len(weights) != len(groups): raise ValueError(f'{len(weights)} class weights for {len(groups)} nodes: expected one entry per node')
+    if len(weights) != len(groups):
+        raise ValueError(f'{len(weights)} class weights for {len(groups)} nodes: expected one entry per node')
     for m in nodes:
         w, first = weights[m], weights[nodes[0]]
         if w is None: raise ValueError(f'node {m} contains task {task}, but its weights are None')
         if w.dim() != 2: raise ValueError(f'node {m} has weights of shape {tuple(w.shape)}, expected K x d')
-        if w.shape != first.shape: raise ValueError(f'node {m} has weights of shape {tuple(w.shape)}, but node {nodes[0]} has {tuple(first.shape)}')
+        if w.shape != first.shape:
+            raise ValueError(
+                f'node {m} has weights of shape {tuple(w.shape)}, but node {nodes[0]} has'
+                f' {tuple(first.shape)}')
         if not w.isfinite().all(): raise ValueError(f'node {m} has weights that are not finite')
     return [weights[m] for m in nodes]
 
 # %% ../nbs/paper/07_fuse.ipynb #a474453e
 def fuse_weights(
-    weights:Float[Tensor,'M K d']|Sequence[Float[Tensor,'...']|None], # Each node's unit-norm weights for the task's classes; None where a node lacks the task
+    # Each node's unit-norm weights for the task's classes; None where a node lacks the task
+    weights:Float[Tensor,'M K d']|Sequence[Float[Tensor,'...']|None],
     groups:Sequence[Sequence[int]], # Task indices of each node, as `TaskTree.groups`
     task:int, # Task index, j in Eq. 5
     renormalize:bool=False, # Scale the fused rows to length 1, which Eq. 5 does not
 )->Float[Tensor,'K d']: # The task's classifier, Eq. 5
-    "Mean of the class weights of all nodes that contain `task`. Raises `ValueError` naming the node whose weights are missing or do not fit."
+    """Mean of the class weights of all nodes that contain `task`. Raises `ValueError` naming the node whose
+    weights are missing or do not fit."""
     nodes = task_nodes(groups, task)
     fused = torch.stack(_weights_of(weights, groups, nodes, task)).mean(0)
     return F.normalize(fused, dim=-1) if renormalize else fused

@@ -26,7 +26,8 @@ from scipy import stats
 from torch import Tensor
 
 # %% ../nbs/paper/08_hipro.ipynb #42334960
-from .data import BadData, FeatureStore, Features, FrozenCLIP, Split, Task, check_tasks, encode_tasks, load_tensors, save_tensors
+from .data import (BadData, FeatureStore, Features, FrozenCLIP, Split, Task, check_tasks,
+                           encode_tasks, load_tensors, save_tensors)
 from .clip import PromptTower, zero_shot_weights
 from .affinity import AffinityMeter
 from .tree import TaskTree, balanced_tree, flat_tree
@@ -47,10 +48,14 @@ class Result:
 
     def __post_init__(self):
         rows = tuple(tuple(float(a) for a in row) for row in self.accuracy)
-        for k,v in dict(tasks=tuple(self.tasks), seeds=tuple(self.seeds), accuracy=rows).items(): object.__setattr__(self, k, v)
-        if len(rows) != len(self.seeds): raise BadData(f"{self.method}: {len(self.seeds)} seeds but {len(rows)} rows of accuracies")
-        if any(len(row) != len(self.tasks) for row in rows): raise BadData(f"{self.method}: every row needs {len(self.tasks)} accuracies, one per task")
-        if len(set(self.seeds)) != len(self.seeds): raise BadData(f"{self.method}: a seed occurs twice in {list(self.seeds)}")
+        for k, v in dict(tasks=tuple(self.tasks), seeds=tuple(self.seeds), accuracy=rows).items():
+            object.__setattr__(self, k, v)
+        if len(rows) != len(self.seeds):
+            raise BadData(f"{self.method}: {len(self.seeds)} seeds but {len(rows)} rows of accuracies")
+        if any(len(row) != len(self.tasks) for row in rows):
+            raise BadData(f"{self.method}: every row needs {len(self.tasks)} accuracies, one per task")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise BadData(f"{self.method}: a seed occurs twice in {list(self.seeds)}")
 
 # %% ../nbs/paper/08_hipro.ipynb #fe60f76f
 @patch(as_prop=True)
@@ -77,8 +82,10 @@ def merge(self:Result,
     "One `Result` of all runs; refuses other methods, other tasks and repeated seeds"
     every = [self, *others]
     for o in others:
-        if o.method != self.method: raise BadData(f"cannot merge runs of {o.method} into runs of {self.method}")
-        if o.tasks != self.tasks: raise BadData(f"cannot merge: tasks {list(o.tasks)} instead of {list(self.tasks)}")
+        if o.method != self.method:
+            raise BadData(f"cannot merge runs of {o.method} into runs of {self.method}")
+        if o.tasks != self.tasks:
+            raise BadData(f"cannot merge: tasks {list(o.tasks)} instead of {list(self.tasks)}")
     runs = sorted(((s, row) for r in every for s,row in zip(r.seeds, r.accuracy)), key=lambda sr: sr[0])
     kept = {k:v for r in every for k,v in (r.predictions or {}).items()} or None
     return replace(self, seeds=tuple(s for s,_ in runs), accuracy=tuple(a for _,a in runs), predictions=kept)
@@ -92,11 +99,17 @@ def paired_interval(self:Result,
     task:str|None = None, # Name of one task; the average over the tasks by default
     level:float = .95, # Coverage of the interval
 )->Interval: # Mean difference `self - other` in points, the ends of its interval, and the number of seeds
-    "t-interval of the paired difference over the seeds that both have; refuses other tasks and fewer than two common seeds"
-    if self.tasks != other.tasks: raise BadData(f"cannot compare {self.method} with {other.method}: they were run on other tasks")
-    if task is not None and task not in self.tasks: raise BadData(f"no task named {task!r}; there are {', '.join(self.tasks)}")
+    """t-interval of the paired difference over the seeds that both have; refuses other tasks and fewer than
+    two common seeds"""
+    if self.tasks != other.tasks:
+        raise BadData(f"cannot compare {self.method} with {other.method}: they were run on other tasks")
+    if task is not None and task not in self.tasks:
+        raise BadData(f"no task named {task!r}; there are {', '.join(self.tasks)}")
     common = [s for s in self.seeds if s in other.seeds]
-    if len(common) < 2: raise BadData(f"{self.method} and {other.method} share {len(common)} seeds; a paired interval needs at least two")
+    if len(common) < 2:
+        raise BadData(
+            f"{self.method} and {other.method} share {len(common)} seeds; a paired interval needs at"
+            " least two")
     column = lambda r: r.averages if task is None else r.values[:,r.tasks.index(task)]
     pick = lambda r: column(r)[[r.seeds.index(s) for s in common]]
     d = pick(self) - pick(other)
@@ -118,7 +131,8 @@ def to_markdown(self:Result)->str: # A table of tasks and accuracies
     return '\n'.join(lines + [f'| {t} | {_cell(m, s, n)} |' for t,m,s in self.rows()])
 
 # %% ../nbs/paper/08_hipro.ipynb #b0a6e572
-def _html_table(head:list, rows:list, caption:str)->str: # HTML; every entry of `head`, `rows` and `caption` is already escaped
+def _html_table(head:list, rows:list, caption:str,
+)->str: # HTML; every entry of `head`, `rows` and `caption` is already escaped
     th = ''.join(f'<th>{h}</th>' for h in head)
     body = ''.join('<tr>' + ''.join(f'<td>{c}</td>' for c in row) + '</tr>' for row in rows)
     return f'<table><caption>{caption}</caption><thead><tr>{th}</tr></thead><tbody>{body}</tbody></table>'
@@ -137,7 +151,8 @@ def _revision()->str:
     git = lambda *a: subprocess.run(['git', '-C', str(here), *a], capture_output=True, text=True, timeout=20)
     try:
         if (here.parent/'.git').exists() and (r := git('rev-parse', '--short=12', 'HEAD')).returncode == 0:
-            return r.stdout.strip() + ('+changes' if git('status', '--porcelain', '-uno').stdout.strip() else '')
+            return r.stdout.strip() + (
+                '+changes' if git('status', '--porcelain', '-uno').stdout.strip() else '')
         return 'v' + version('hipro_nb')
     except (OSError, subprocess.SubprocessError, PackageNotFoundError): return 'unknown'
 
@@ -149,9 +164,13 @@ def _version(name:str)->str:
 def run_facts(device:str = 'cpu' # Device that the run used
              )->dict: # `revision`, `device`, `date` (UTC) and `versions`
     "What a reader needs to know about a run besides its settings"
-    device = torch.cuda.get_device_name(device) if str(device).startswith('cuda') else f'{device} ({torch.get_num_threads()} threads)'
+    device = (
+        torch.cuda.get_device_name(device)
+        if str(device).startswith('cuda')
+        else f'{device} ({torch.get_num_threads()} threads)')
     names = ('hipro_nb', 'torch', 'open_clip_torch')
-    return dict(revision=_revision(), device=device, date=datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
+    return dict(revision=_revision(), device=device,
+                date=datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
                 versions=dict(python=platform.python_version(), **{n: _version(n) for n in names}))
 
 # %% ../nbs/paper/08_hipro.ipynb #2a681eca
@@ -182,7 +201,9 @@ class Comparison:
         self.results = list(results)
         if not self.results: raise BadData("nothing to compare: the list of results is empty")
         for r in self.results:
-            if r.tasks != self.results[0].tasks: raise BadData(f"cannot compare {r.method} with {self.results[0].method}: they were run on other tasks")
+            if r.tasks != self.results[0].tasks:
+                raise BadData(
+                    f"cannot compare {r.method} with {self.results[0].method}: they were run on other tasks")
 
     def __repr__(self): return str(self)
     def __getitem__(self, method): return first(r for r in self.results if r.method == method)
@@ -200,13 +221,21 @@ def cells(self:Comparison)->list: # `(task, [(text, is best), ...])`
     table = []
     for rows in zip(*[r.rows() for r in self.results]):
         best = max(m for _,m,_ in rows)
-        table.append((rows[0][0], [(_cell(m, s, len(r.seeds)), round(m, 2) == round(best, 2)) for r,(_,m,s) in zip(self.results, rows)]))
+        table.append(
+            (
+                rows[0][0],
+                [
+                    (_cell(m, s, len(r.seeds)), round(m, 2) == round(best, 2))
+                    for r, (_, m, s) in zip(self.results, rows)]))
     return table
 
 @patch
 def _about(self:Comparison)->str:
     runs = {_runs(len(r.seeds)) for r in self.results}
-    return 'accuracy in %, mean ± population deviation, ' + (runs.pop() if len(runs) == 1 else '; '.join(f'{r.method}: {_runs(len(r.seeds))}' for r in self.results))
+    return 'accuracy in %, mean ± population deviation, ' + (
+        runs.pop()
+        if len(runs) == 1
+        else '; '.join(f'{r.method}: {_runs(len(r.seeds))}' for r in self.results))
 
 # %% ../nbs/paper/08_hipro.ipynb #cb1c838b
 @patch
@@ -225,13 +254,19 @@ def _repr_html_(self:Comparison)->str:
 @patch
 def __str__(self:Comparison)->str:
     "For a terminal: columns in line, the best of every row marked by `*`"
-    table = [['task'] + [r.method for r in self.results]] + [[t] + [c + ('*' if b else ' ') for c,b in row] for t,row in self.cells()]
+    table = [['task'] + [r.method for r in self.results]] + [
+        [t] + [c + ('*' if b else ' ') for c, b in row] for t, row in self.cells()]
     wide = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    return '\n'.join('  '.join([row[0].ljust(wide[0])] + [c.rjust(w) for c,w in zip(row[1:], wide[1:])]).rstrip() for row in table) + f'\n{self._about()}; * best'
+    return (
+        '\n'.join(
+            '  '.join([row[0].ljust(wide[0])] + [c.rjust(w) for c, w in zip(row[1:], wide[1:])]).rstrip()
+            for row in table)
+        + f'\n{self._about()}; * best')
 
 # %% ../nbs/paper/08_hipro.ipynb #172aab6d
 class Method:
-    "Tasks and one frozen CLIP in, one linear classifier per task out; subclasses define `_fit`, `_head` and `settings`"
+    """Tasks and one frozen CLIP in, one linear classifier per task out; subclasses define `_fit`, `_head` and
+    `settings`"""
     title = 'method' # Name in tables
     kinds = {} # Every subclass by its name, for `Method.load`
     needs_images = False # Does it work on images, not on the frozen tower's features?
@@ -257,7 +292,10 @@ class Method:
     )->'Method': # Not fitted
         "A method with the same settings, not fitted yet"
         return cls(clip, **settings, **kw)
-    def _fit(self, tasks, checkpoint, progress): raise NotImplementedError(f"{type(self).__name__} defines no _fit")
+
+    def _fit(self, tasks, checkpoint, progress):
+        raise NotImplementedError(f"{type(self).__name__} defines no _fit")
+
     def _head(self, i): raise NotImplementedError(f"{type(self).__name__} defines no _head")
     def _scale(self, i): return self.clip.logit_scale
 
@@ -268,7 +306,8 @@ def _prepare(self:Method, tasks:Sequence, **kw)->list:
     check_tasks(tasks)
     if not self.needs_images: return encode_tasks(self.clip, tasks, self.store, **kw)
     odd = first(t.name for t in tasks if t.is_encoded)
-    if odd is not None: raise BadData(f"{self.title} changes the image side and needs images; task {odd!r} holds features")
+    if odd is not None:
+        raise BadData(f"{self.title} changes the image side and needs images; task {odd!r} holds features")
     return list(tasks)
 
 @patch
@@ -278,9 +317,11 @@ def fit(self:Method,
     progress:bool = True, # Show a progress bar?
 )->Method: # Itself
     "Learns a classifier for every task; refuses (`BadData`) what cannot be learned before training starts"
-    if self.clip is None: raise BadData("this method was loaded without its model; load it with `clip` to fit it")
+    if self.clip is None:
+        raise BadData("this method was loaded without its model; load it with `clip` to fit it")
     tasks = self._prepare(tasks, progress=progress)
-    self.tasks, self.classnames, self.heads = tuple(t.name for t in tasks), tuple(t.classnames for t in tasks), ()
+    self.tasks, self.classnames, self.heads = (tuple(t.name for t in tasks),
+                                               tuple(t.classnames for t in tasks), ())
     self._fit(tasks, checkpoint, progress)
     self.heads = tuple(h if h is None else h.detach().cpu() for h in map(self._head, range(len(tasks))))
     self.scales = tuple(float(self._scale(i)) for i in range(len(tasks)))
@@ -303,7 +344,9 @@ def weights(self:Method,
 )->Float[Tensor,'K d']: # Weights of its linear classifier
     "The classifier of a task: one row per class, for unit-norm image features"
     head = self.heads[self.index(task)]
-    if head is None: raise BadData(f"{self.title} has no fixed classifier, its class weights depend on the image; use `predict`")
+    if head is None:
+        raise BadData(
+            f"{self.title} has no fixed classifier, its class weights depend on the image; use `predict`")
     return head
 
 # %% ../nbs/paper/08_hipro.ipynb #beafadf4
@@ -313,8 +356,11 @@ def _logits(self:Method, i:int, x:Float[Tensor,'n d'])->Float[Tensor,'n K']:
     w = self.heads[i]
     return self.scales[i] * x.to(w) @ w.T
 
+
 @patch
-def _image_logits(self:Method, i:int, images:Split)->Float[Tensor,'n K']: raise NotImplementedError(f"{type(self).__name__} needs images and defines no _image_logits")
+def _image_logits(self: Method, i: int, images: Split) -> Float[Tensor, 'n K']:
+    raise NotImplementedError(f"{type(self).__name__} needs images and defines no _image_logits")
+
 
 @patch
 def _all_logits(self:Method, i:int, x)->Float[Tensor,'n K']:
@@ -323,7 +369,8 @@ def _all_logits(self:Method, i:int, x)->Float[Tensor,'n K']:
         if self.clip is None: raise BadData("images need the model: load this method with `clip`")
         return self._image_logits(i, x)
     d = x.shape[1] if self.heads[i] is None else self.heads[i].shape[1]
-    if x.ndim != 2 or x.shape[1] != d: raise BadData(f"features of shape {tuple(x.shape)} do not fit a classifier of width {d}")
+    if x.ndim != 2 or x.shape[1] != d:
+        raise BadData(f"features of shape {tuple(x.shape)} do not fit a classifier of width {d}")
     return self._logits(i, x)
 
 # %% ../nbs/paper/08_hipro.ipynb #97408ce9
@@ -331,20 +378,26 @@ Prediction = namedtuple('Prediction', 'probs names')
 
 def _as_many(images):
     "A list of one where a single picture was given: a file, a PIL image, or an array `h w 3`"
-    single = isinstance(images, (str, Path)) or hasattr(images, 'convert') or isinstance(images, (np.ndarray, Tensor)) and images.ndim == 3
+    single = (
+        isinstance(images, (str, Path))
+        or hasattr(images, 'convert')
+        or isinstance(images, (np.ndarray, Tensor))
+        and images.ndim == 3)
     return [np.asarray(images) if isinstance(images, Tensor) else images] if single else images
 
 @patch
 def _features(self:Method, images)->Float[Tensor,'n d']:
     if isinstance(images, Features): return images.x
     if isinstance(images, Tensor) and images.is_floating_point(): return images
-    if self.clip is None: raise BadData("images need the model: load this method with `clip`, or pass unit-norm features")
+    if self.clip is None:
+        raise BadData("images need the model: load this method with `clip`, or pass unit-norm features")
     return self.store.features(self.clip, _as_many(images), progress=False)
 
 @patch
 def _pictures(self:Method, images)->Split:
     if isinstance(images, Split): return images
-    if isinstance(images, Features) or isinstance(images, Tensor) and images.is_floating_point(): raise BadData(f"{self.title} changes the image side and needs images, not features")
+    if isinstance(images, Features) or isinstance(images, Tensor) and images.is_floating_point():
+        raise BadData(f"{self.title} changes the image side and needs images, not features")
     images = _as_many(images)
     return Split(images, [0]*len(images))
 
@@ -355,7 +408,8 @@ def predict(self:Method,
 )->Prediction: # Probabilities `n K`, and the name of the likeliest class of each image
     "Classifies images by the task's own classes"
     i = self.index(task)
-    probs = self._all_logits(i, self._pictures(images) if self.needs_images else self._features(images)).softmax(1)
+    probs = self._all_logits(
+        i, self._pictures(images) if self.needs_images else self._features(images)).softmax(1)
     return Prediction(probs, [self.classnames[i][k] for k in probs.argmax(1).tolist()])
 
 # %% ../nbs/paper/08_hipro.ipynb #41ddcb88
@@ -366,7 +420,9 @@ def _check_same(self:Method, task:Task)->int:
     mine, theirs = self.classnames[i], tuple(task.classnames)
     if mine == theirs: return i
     odd = first(a for a,b in itertools.zip_longest(theirs, mine) if a != b)
-    raise BadData(f"task {task.name!r} has {len(theirs)} classes, this {self.title} was fitted on {len(mine)}; the first that differs is {odd!r}")
+    raise BadData(
+        f"task {task.name!r} has {len(theirs)} classes, this {self.title} was fitted on {len(mine)}; the"
+        f" first that differs is {odd!r}")
 
 @patch
 def evaluate(self:Method,
@@ -382,7 +438,8 @@ def evaluate(self:Method,
         rows.append(100 * (predicted == t.test.labels).double().mean().item())
         kept[t.name] = dict(predicted=predicted.tolist(), true=t.test.labels.tolist())
     facts = run_facts('cpu' if self.clip is None else str(self.clip.device))
-    return Result(self.title, tuple(t.name for t in tasks), (self.seed,), (rows,), self.settings(), facts, {self.seed: kept} if keep else None)
+    return Result(self.title, tuple(t.name for t in tasks), (self.seed,), (rows,), self.settings(), facts,
+                  {self.seed: kept} if keep else None)
 
 # %% ../nbs/paper/08_hipro.ipynb #42fc4c4f
 def task_templates(
@@ -397,7 +454,8 @@ class ZeroShot(Method):
     title = 'zero-shot'
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model
-        templates:Sequence|None = None, # Sentences with `{}` where the class name goes; each task's `task_templates` if None
+        # Sentences with `{}` where the class name goes; each task's `task_templates` if None
+        templates:Sequence|None = None,
         store:FeatureStore|None = None, # Where image features are kept
         seed:int = 0, # Seed under which results are reported; nothing is drawn from it
     ):
@@ -407,14 +465,18 @@ class ZeroShot(Method):
     def settings(self)->dict: # What `from_settings` needs
         "Templates and seed"
         return dict(templates=self.templates and list(self.templates), seed=self.seed)
-    def _fit(self, tasks, checkpoint, progress): self.said = [self.templates or task_templates(t) for t in tasks]
+
+    def _fit(self, tasks, checkpoint, progress):
+        self.said = [self.templates or task_templates(t) for t in tasks]
+
     def _head(self, i): return zero_shot_weights(self.clip, self.classnames[i], self.said[i])
 
 # %% ../nbs/paper/08_hipro.ipynb #bec7a3e4
 TITLES = dict(leaf='CoOp', root='CoOp-MTL', flat='Shr+Ind', tree='HiPro')
 
 def _check_choice(name:str, value, choices)->None:
-    if value not in choices: raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
 
 # %% ../nbs/paper/08_hipro.ipynb #9ff54c2a
 class HiPro(Method):
@@ -422,7 +484,8 @@ class HiPro(Method):
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model
         n_ctx:int = 16, # Context tokens of a prompt, T
-        nodes:str = 'tree', # Nodes that get a prompt: 'tree', 'leaf' (CoOp), 'root' (CoOp-MTL) or 'flat' (Shr+Ind)
+        # Nodes that get a prompt: 'tree', 'leaf' (CoOp), 'root' (CoOp-MTL) or 'flat' (Shr+Ind)
+        nodes:str = 'tree',
         n_shared:int = 8, # Shared prompts in whose gradients the affinity is read
         snapshot_every:int = 5, # Steps from one snapshot of the affinity to the next
         kind:str = 'dot', # Affinity: 'dot' (Eq. 3) or 'cosine'
@@ -437,8 +500,10 @@ class HiPro(Method):
     ):
         _check_choice('nodes', nodes, tuple(TITLES)); _check_choice('kind', kind, ('dot', 'cosine'))
         super().__init__(clip, store, config.seed)
-        self.n_ctx, self.nodes, self.n_shared, self.snapshot_every, self.kind = n_ctx, nodes, n_shared, snapshot_every, kind
-        self.balanced, self.position, self.config, self.renormalize, self.tree = balanced, position, config, renormalize, tree
+        self.n_ctx, self.nodes, self.n_shared, self.snapshot_every, self.kind = (
+            n_ctx, nodes, n_shared, snapshot_every, kind)
+        self.balanced, self.position, self.config, self.renormalize, self.tree = (
+            balanced, position, config, renormalize, tree)
         self.chunk, self.recompute = chunk, recompute
         self.planned, self.affinity, self.ctx, self.groups, self.log_scale = tree, None, None, (), None
 
@@ -452,7 +517,8 @@ def title(self:HiPro)->str: # Name in tables
 def settings(self:HiPro)->dict: # What `HiPro.from_settings` needs
     "The settings as plain data"
     keys = ('n_ctx', 'nodes', 'n_shared', 'snapshot_every', 'kind', 'balanced', 'position', 'renormalize')
-    return {k: getattr(self, k) for k in keys} | dict(config=asdict(self.config), tree=self.planned and self.planned.to_dict())
+    return {k: getattr(self, k) for k in keys} | dict(
+        config=asdict(self.config), tree=self.planned and self.planned.to_dict())
 
 @patch_to(HiPro, cls_method=True)
 def from_settings(cls,
@@ -478,7 +544,8 @@ def _build_tower(self:HiPro, device:str|None=None):
     "The text tower for all class names, each once, on `device` (where the model is if None)"
     names = list(dict.fromkeys(c for classes in self.classnames for c in classes))
     dtype = None if self.config.dtype is None else getattr(torch, self.config.dtype)
-    self.tower = PromptTower(self.clip, names, n_ctx=self.n_ctx, position=self.position, dtype=dtype, chunk=self.chunk, recompute=self.recompute)
+    self.tower = PromptTower(self.clip, names, n_ctx=self.n_ctx, position=self.position, dtype=dtype,
+                             chunk=self.chunk, recompute=self.recompute)
     if device: self.tower.to(device)
 
 @patch
@@ -502,8 +569,10 @@ def _check_pairs(self:HiPro, tasks)->None:
         together |= here.T @ here > 0
         if together.all(): return
     i, j = (~together).nonzero()[0].tolist()
-    raise BadData(f"{tasks[i].name!r} and {tasks[j].name!r} are never in one batch when a snapshot of the affinity is taken (batch_size {c.batch_size}, {c.epochs*plan.steps} steps): "
-                  "expected larger batches, more epochs, or per_task_batch")
+    raise BadData(
+        f"{tasks[i].name!r} and {tasks[j].name!r} are never in one batch when a snapshot of the affinity is"
+        f" taken (batch_size {c.batch_size}, {c.epochs*plan.steps} steps): expected larger batches, more"
+        " epochs, or per_task_batch")
 
 # %% ../nbs/paper/08_hipro.ipynb #5d1e7a0c
 @patch
@@ -516,7 +585,8 @@ def estimate_tree(self:HiPro,
     n = len(tasks)
     self._check_pairs(tasks)
     meter = AffinityMeter(n, every=self.snapshot_every, kind=self.kind)
-    self._train(tasks, [tuple(range(n))]*self.n_shared, self._start()[2*n-1:], meter=meter, checkpoint=checkpoint, progress=progress)
+    self._train(tasks, [tuple(range(n))] * self.n_shared, self._start()[2 * n - 1 :], meter=meter,
+                checkpoint=checkpoint, progress=progress)
     self.affinity = meter.affinity().float()
     return balanced_tree(self.affinity, balanced=self.balanced)
 
@@ -526,7 +596,9 @@ def _choose_groups(self:HiPro, tasks, checkpoint, progress)->list:
     "The task groups that get a prompt, the leaves first"
     n = len(tasks)
     leaves, root = [(i,) for i in range(n)], [tuple(range(n))]
-    if n == 1 and self.nodes != 'leaf': warnings.warn(f"one task only ({tasks[0].name}): {self.title} is then CoOp, a single prompt", stacklevel=4)
+    if n == 1 and self.nodes != 'leaf':
+        warnings.warn(
+            f"one task only ({tasks[0].name}): {self.title} is then CoOp, a single prompt", stacklevel=4)
     if self.nodes == 'tree' and self.planned is None:
         self.tree = self.estimate_tree(tasks, checkpoint, progress) if n > 1 else flat_tree(1)
     if self.nodes == 'tree': return list(self.tree.groups)
@@ -535,7 +607,8 @@ def _choose_groups(self:HiPro, tasks, checkpoint, progress)->list:
 @patch
 def _fit(self:HiPro, tasks, checkpoint, progress):
     part = (lambda name: None) if checkpoint is None else (lambda name: Path(checkpoint)/name)
-    if self.planned is not None and self.planned.n_tasks != len(tasks): raise BadData(f"the given tree has {self.planned.n_tasks} tasks; there are {len(tasks)}")
+    if self.planned is not None and self.planned.n_tasks != len(tasks):
+        raise BadData(f"the given tree has {self.planned.n_tasks} tasks; there are {len(tasks)}")
     self._build_tower(self.config.device)
     self.groups = self._choose_groups(tasks, part('shared.safetensors'), progress)
     start = self._start()[node_slots(self.groups, len(tasks))]
@@ -552,7 +625,8 @@ def _encode_nodes(self:HiPro):
     classes = [torch.cat([self._ids[t] for t in g]).unique() for g in self.groups]
     node, cls = torch.cat([torch.full_like(c, m) for m,c in enumerate(classes)]), torch.cat(classes)
     place = self.tower.ids.device
-    with torch.no_grad(): self._encoded = self.tower.encode_pairs(self.ctx.to(place), node.to(place), cls.to(place)).cpu()
+    with torch.no_grad():
+        self._encoded = self.tower.encode_pairs(self.ctx.to(place), node.to(place), cls.to(place)).cpu()
     self._row = torch.full((len(self.groups), len(at)), -1)
     self._row[node, cls] = torch.arange(len(node))
 
@@ -567,11 +641,16 @@ def node_weights(self:HiPro,
     if not hasattr(self, '_row'): self._build_tower(); self._encode_nodes()
     return self._node_weights(i)
 
-@patch
-def _node_weights(self:HiPro, i:int)->list: return [self._encoded[self._row[m, self._ids[i]]] if i in g else None for m,g in enumerate(self.groups)]
 
 @patch
-def _head(self:HiPro, i): return fuse_weights(self._node_weights(i), self.groups, i, renormalize=self.renormalize)
+def _node_weights(self: HiPro, i: int) -> list:
+    return [self._encoded[self._row[m, self._ids[i]]] if i in g else None for m, g in enumerate(self.groups)]
+
+
+@patch
+def _head(self: HiPro, i):
+    return fuse_weights(self._node_weights(i), self.groups, i, renormalize=self.renormalize)
+
 
 @patch
 def _scale(self:HiPro, i):
@@ -590,11 +669,14 @@ def select(self:HiPro,
     need = dict(leaf=n, root=1, flat=n + (n>1), tree=len(self.groups) if self.nodes=='tree' else 2*n-1)[nodes]
     sizes = dict(leaf={1}, root={n}, flat={1,n}, tree=set(range(n+1)))[nodes]
     keep = [m for m,g in enumerate(self.groups) if len(g) in sizes]
-    if len(keep) < need: raise BadData(f"{TITLES[nodes]} needs {need} prompts; this {self.title} trained {len(keep)} of them")
+    if len(keep) < need:
+        raise BadData(f"{TITLES[nodes]} needs {need} prompts; this {self.title} trained {len(keep)} of them")
     view = copy.copy(self)
-    view.nodes, view.groups, view.ctx, view._row = nodes, [self.groups[m] for m in keep], self.ctx[keep], self._row[keep]
+    view.nodes, view.groups, view.ctx, view._row = (nodes, [self.groups[m] for m in keep], self.ctx[keep],
+                                                    self._row[keep])
     view.log_scale = None if self.log_scale is None else self.log_scale[keep]
-    view.heads, view.scales = tuple(view._head(i) for i in range(n)), tuple(float(view._scale(i)) for i in range(n))
+    view.heads, view.scales = tuple(view._head(i) for i in range(n)), tuple(
+        float(view._scale(i)) for i in range(n))
     return view
 
 # %% ../nbs/paper/08_hipro.ipynb #63f1b8fa
@@ -603,7 +685,10 @@ def _state(self:Method)->tuple: return {}, {}
 
 @patch
 def _state(self:HiPro)->tuple:
-    tensors = {k: v for k,v in dict(ctx=self.ctx, affinity=self.affinity, log_scale=self.log_scale).items() if v is not None}
+    tensors = {
+        k: v
+        for k, v in dict(ctx=self.ctx, affinity=self.affinity, log_scale=self.log_scale).items()
+        if v is not None}
     return tensors, dict(groups=[list(g) for g in self.groups], tree=self.tree and self.tree.to_dict())
 
 @patch
@@ -613,9 +698,11 @@ def save(self:Method,
     "Writes classifiers, prompts, tree and settings to one safetensors file, whole or not at all"
     if not self.heads: raise BadData(f"{self.title} has not been fitted yet: there is nothing to save")
     tensors, meta = self._state()
-    meta |= dict(kind='hipro_nb method', format=1, method=type(self).__name__, module=type(self).__module__, settings=self.settings(), tasks=list(self.tasks),
+    meta |= dict(kind='hipro_nb method', format=1, method=type(self).__name__, module=type(self).__module__,
+                 settings=self.settings(), tasks=list(self.tasks),
                  classnames=[list(c) for c in self.classnames], clip=self.made_with, scales=list(self.scales))
-    return save_tensors(path, {f'head.{i}': h for i,h in enumerate(self.heads) if h is not None} | tensors, meta)
+    return save_tensors(
+        path, {f'head.{i}': h for i, h in enumerate(self.heads) if h is not None} | tensors, meta)
 
 # %% ../nbs/paper/08_hipro.ipynb #256f4c41
 def _check_file(path, meta:dict, clip, tasks)->None:
@@ -625,10 +712,21 @@ def _check_file(path, meta:dict, clip, tasks)->None:
     if meta.get('kind') != 'hipro_nb method' or meta.get('method') not in Method.kinds:
         raise BadData(f"{path} holds no trained method; expected a file written by `save`")
     if clip is not None and clip.key != meta['clip']['key']:
-        raise BadData(f"{path} was made with model {meta['clip']['name']} (key {meta['clip']['key'][:8]}), not with {clip.name} (key {clip.key[:8]}): its prompts mean nothing to another model{' (a folder that was renamed needs its old name)' if meta['clip']['name'] != clip.name else ''}")
-    for t,name,names in itertools.zip_longest(tasks or (), meta['tasks'] if tasks else (), meta['classnames'] if tasks else ()):
-        if t is None or t.name != name: raise BadData(f"{path} was made for the tasks {', '.join(meta['tasks'])}, not for {', '.join(t.name for t in tasks)}")
-        if list(t.classnames) != names: raise BadData(f"{path}: task {name!r} had other classes; expected {', '.join(names[:5])} ({len(names)} in all)")
+        raise BadData(
+            f"{path} was made with model {meta['clip']['name']} (key {meta['clip']['key'][:8]}), not with"
+            f" {clip.name} (key {clip.key[:8]}): its prompts mean nothing to another"
+            f" model{' (a folder that was renamed needs its old name)' if meta['clip']['name'] != clip.name else ''}"
+        )
+    for t, name, names in itertools.zip_longest(
+        tasks or (), meta['tasks'] if tasks else (), meta['classnames'] if tasks else ()):
+        if t is None or t.name != name:
+            raise BadData(
+                f"{path} was made for the tasks {', '.join(meta['tasks'])}, not for"
+                f" {', '.join(t.name for t in tasks)}")
+        if list(t.classnames) != names:
+            raise BadData(
+                f"{path}: task {name!r} had other classes; expected {', '.join(names[:5])} ({len(names)} in"
+                " all)")
 
 @patch
 def _restore(self:Method, tensors:dict, meta:dict)->None: pass
@@ -643,7 +741,8 @@ def _restore(self:HiPro, tensors:dict, meta:dict)->None:
 @patch_to(Method, cls_method=True)
 def load(cls,
     path:str|Path, # File written by `save`
-    clip:FrozenCLIP|None = None, # The model it was made with; without it features can be classified, images cannot
+    # The model it was made with; without it features can be classified, images cannot
+    clip:FrozenCLIP|None = None,
     tasks:Sequence|None = None, # Tasks that it must have been made for
     store:FeatureStore|None = None, # Where image features are kept
 )->Method: # The method, of the class that was saved

@@ -25,10 +25,14 @@ def class_logits(
 
 # %% ../nbs/paper/03_loss.ipynb #81e21616
 def _check_labels(y, n_classes):
-    "Refuse a label of `y` outside `0 .. n_classes-1`; on a GPU this would wait for the device, so only `Task` checks there."
+    """Refuse a label of `y` outside `0 .. n_classes-1`; on a GPU this would wait for the device, so only
+    `Task` checks there."""
     if y.is_cuda or not len(y): return
     for v in (y.min().item(), y.max().item()):
-        if not 0 <= v < n_classes: raise ValueError(f'label {v} is out of range: the task has {n_classes} classes, so labels are 0 to {n_classes-1}')
+        if not 0 <= v < n_classes:
+            raise ValueError(
+                f'label {v} is out of range: the task has {n_classes} classes, so labels are 0 to'
+                f' {n_classes-1}')
 
 # %% ../nbs/paper/03_loss.ipynb #25c3e2f6
 def task_loss(
@@ -51,19 +55,22 @@ def member_mask(
     "The groups as a table, 𝕀(T_j ∈ G_i). Raises `ValueError` for a task index out of range."
     mask = torch.zeros(len(groups), n_tasks, dtype=torch.bool)
     for m, group in enumerate(groups):
-        if bad := [i for i in group if not 0 <= i < n_tasks]: raise ValueError(f'node {m} holds task {bad[0]}, but tasks are 0 to {n_tasks-1}')
+        if bad := [i for i in group if not 0 <= i < n_tasks]:
+            raise ValueError(f'node {m} holds task {bad[0]}, but tasks are 0 to {n_tasks-1}')
         mask[m, list(group)] = True
     return mask
 
 # %% ../nbs/paper/03_loss.ipynb #6045ec7f
 def loss_table(
-    losses:Sequence[Float[Tensor,'_']|None], # Per task its loss on each node that holds it, in node order; None if absent
+    # Per task its loss on each node that holds it, in node order; None if absent
+    losses:Sequence[Float[Tensor,'_']|None],
     member:Bool[Tensor,'M N'], # Which node holds which task
 )->Float[Tensor,'M N']: # Loss of each task at each node, 0 elsewhere
     "Losses of all tasks in one table. Raises `ValueError` for a task whose losses do not fit its nodes."
     held, given = member.sum(0).tolist(), [l for l in losses if l is not None]
     for i, l in enumerate(losses):
-        if l is not None and len(l) != held[i]: raise ValueError(f'task {i} has {len(l)} losses, but {held[i]} nodes hold it')
+        if l is not None and len(l) != held[i]:
+            raise ValueError(f'task {i} has {len(l)} losses, but {held[i]} nodes hold it')
     here = member.T & torch.tensor([l is not None for l in losses], device=member.device)[:,None]
     dtype = given[0].dtype if given else torch.float32
     table = torch.zeros(here.shape, dtype=dtype, device=given[0].device if given else member.device)
@@ -75,6 +82,7 @@ def group_loss(
     member:Bool[Tensor,'M N'], # Which node holds which task
     present:Bool[Tensor,'N']|None=None, # Which tasks have images in the batch; all if None
 )->Float[Tensor,'M']: # Eq. 2 for each node; 0 where none of its tasks is present
-    "Sum of the losses of each node's tasks; entries of absent tasks and of tasks outside the group are never read."
+    """Sum of the losses of each node's tasks; entries of absent tasks and of tasks outside the group are
+    never read."""
     if present is not None: member = member & present
     return torch.where(member, losses, torch.zeros_like(losses)).sum(-1)

@@ -38,10 +38,16 @@ SHAPES = dict(
     arrow="+p -9,-2.5 1,-2.5 1,-7 9,0 1,7 1,2.5 -9,2.5",
     bell="+e 0,-3 5.5,6 +p -5.5,-3 5.5,-3 8.5,6 -8.5,6 +e 0,7 2.2,2.2",
     boat="+p -9,3 9,3 6,8 -6,8 +p 1,1 1,-9 8,1 +p -1,1 -1,-6 -6,1",
-    car="+p -9,-1 9,-1 9,4 -9,4 +p -5,0 -3,-6 4,-6 6,0 +e -5,4 2.8,2.8 +e 5,4 2.8,2.8 -p -2.3,-4.5 0,-4.5 0,-1.5 -3.3,-1.5",
-    flower="+e 0,-5.5 3.7,3.7 +e 5.2,-1.7 3.7,3.7 +e 3.2,4.5 3.7,3.7 +e -3.2,4.5 3.7,3.7 +e -5.2,-1.7 3.7,3.7 -e 0,0 2.4,2.4",
+    car=(
+        "+p -9,-1 9,-1 9,4 -9,4 +p -5,0 -3,-6 4,-6 6,0 +e -5,4 2.8,2.8 +e 5,4 2.8,2.8 -p -2.3,-4.5 0,-4.5"
+        " 0,-1.5 -3.3,-1.5"),
+    flower=(
+        "+e 0,-5.5 3.7,3.7 +e 5.2,-1.7 3.7,3.7 +e 3.2,4.5 3.7,3.7 +e -3.2,4.5 3.7,3.7 +e -5.2,-1.7 3.7,3.7 -e"
+        " 0,0 2.4,2.4"),
     mushroom="+e 0,-1 9,7.5 -p -11,1 11,1 11,9 -11,9 +p -2.5,0 2.5,0 3.4,9 -3.4,9",
-    umbrella="+e 0,0 9.5,8 -p -11,0 11,0 11,10 -11,10 -e -6.2,0.5 2.6,2 -e 6.2,0.5 2.6,2 +p -.9,-1 .9,-1 .9,9 -4,9 -4,7 -.9,7",
+    umbrella=(
+        "+e 0,0 9.5,8 -p -11,0 11,0 11,10 -11,10 -e -6.2,0.5 2.6,2 -e 6.2,0.5 2.6,2 +p -.9,-1 .9,-1 .9,9 -4,9"
+        " -4,7 -.9,7"),
     hat="+p -5,-7 5,-7 5.5,4 -5.5,4 +p -9.5,3 9.5,3 9.5,6.5 -9.5,6.5",
     flag="+p -7,-9 -5,-9 -5,9 -7,9 +p -5,-8.5 8,-8.5 5,-4.2 8,0 -5,0",
     kite="+p 0,-10 6.5,-3 0,6 -6.5,-3 +p -.8,5 .8,5 3.4,10 1.6,10",
@@ -60,10 +66,13 @@ def _corners(
     part:str, # One part of a shape, such as `+e 0,0 9,9`
 )->tuple: # Whether it paints, and its corners `c 2` in the unit box
     "A part as a polygon; an ellipse gets 24 corners"
-    add, kind, xy = part[0] == '+', part[1], np.array([[float(v) for v in p.split(',')] for p in part[2:].split()])
+    add, kind, xy = (part[0] == '+', part[1],
+                     np.array([[float(v) for v in p.split(',')] for p in part[2:].split()]))
     return add, (xy if kind == 'p' else xy[0] + xy[1]*_CIRCLE)/10
 
-PARTS = {name: [_corners(p) for p in re.findall(r'[+-][pe][^pe]*(?= [+-][pe]|$)', s)] for name, s in SHAPES.items()}
+PARTS = {
+    name: [_corners(p) for p in re.findall(r'[+-][pe][^pe]*(?= [+-][pe]|$)', s)] for name, s in SHAPES.items()
+}
 
 # %% ../nbs/pictures/22_mini.ipynb #6c595291
 RES, SIZE = 64, 32
@@ -78,7 +87,9 @@ def draw_mask(
     "The silhouette of one or several copies of an object"
     im = Image.new('L', (RES, RES)); d = ImageDraw.Draw(im)
     for c in centers:
-        a = np.deg2rad(rng.uniform(-tilt, tilt)); sx, sy = radius*rng.uniform(.85, 1.1, 2); sh = rng.uniform(-.2, .2)
+        a = np.deg2rad(rng.uniform(-tilt, tilt))
+        sx, sy = radius * rng.uniform(0.85, 1.1, 2)
+        sh = rng.uniform(-0.2, 0.2)
         A = np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]) @ np.array([[sx, sh*sx], [0, sy]])
         for add, pts in PARTS[name]:
             q = (pts @ A.T + c + 1)*RES/2
@@ -88,8 +99,15 @@ def draw_mask(
 # %% ../nbs/pictures/22_mini.ipynb #ced83286
 _YY, _XX = np.mgrid[0:RES, 0:RES].astype(np.float32)/RES
 
-def _filter(a, f): return np.asarray(Image.fromarray((a*255).clip(0, 255).astype(np.uint8)).filter(f), np.float32)/255
-def _edges(m, width=3): return _filter(m, ImageFilter.MaxFilter(width)) - _filter(m, ImageFilter.MinFilter(width))
+
+def _filter(a, f):
+    return np.asarray(Image.fromarray((a * 255).clip(0, 255).astype(np.uint8)).filter(f), np.float32) / 255
+
+
+def _edges(m, width=3):
+    return _filter(m, ImageFilter.MaxFilter(width)) - _filter(m, ImageFilter.MinFilter(width))
+
+
 def _blur(a, r): return _filter(a, ImageFilter.GaussianBlur(r))
 def _noise(rng, cells):
     im = Image.fromarray((rng.random((cells, cells))*255).astype(np.uint8)).resize((RES, RES), Image.BICUBIC)
@@ -150,7 +168,9 @@ def blueprint(
     rng:np.random.Generator, # Of this picture
 )->np.ndarray: # Picture, `RES RES 3`
     "White lines on blue paper with a grid"
-    g = rng.uniform(5, 7); ph = rng.random(2); grid = (((_XX*g + ph[0]) % 1 < .07) | ((_YY*g + ph[1]) % 1 < .07))*.35
+    g = rng.uniform(5, 7)
+    ph = rng.random(2)
+    grid = (((_XX * g + ph[0]) % 1 < 0.07) | ((_YY * g + ph[1]) % 1 < 0.07)) * 0.35
     x = _mix(_flat(_near(rng, (.1, .25, .6), .04)), _flat((.85, .93, 1)), np.maximum(_edges(m, 3)*.85, grid))
     return x + rng.normal(0, .03, (RES, RES, 1))
 
@@ -173,7 +193,8 @@ def mosaic(
 )->np.ndarray: # Picture, `RES RES 3`
     "Twelve by twelve tiles of uneven brightness with dark joints"
     f, b = _two_colors(rng); n = 12
-    x = _cells(_mix(_flat(b), _flat(f), m), n) + .72*(_cells(np.repeat(rng.random((RES, RES, 1)), 3, 2), n) - .5)
+    x = _cells(_mix(_flat(b), _flat(f), m), n) + 0.72 * (
+        _cells(np.repeat(rng.random((RES, RES, 1)), 3, 2), n) - 0.5)
     return x*(1 - .5*(((_XX*n) % 1 < .13) | ((_YY*n) % 1 < .13)))[..., None]
 
 def stitch(
@@ -187,7 +208,8 @@ def stitch(
     return _mix(_flat((.9, .86, .76)), x, thread*.9) + rng.normal(0, .03, (RES, RES, 1))
 
 # %% ../nbs/pictures/22_mini.ipynb #60b1a473
-DOMAINS = dict(photo=photo, painting=painting, sketch=sketch, etching=etching, blueprint=blueprint, chalkboard=chalkboard, mosaic=mosaic, stitch=stitch)
+DOMAINS = dict(photo=photo, painting=painting, sketch=sketch, etching=etching, blueprint=blueprint,
+               chalkboard=chalkboard, mosaic=mosaic, stitch=stitch)
 
 def styled_picture(
     name:str, # One of `DOMAINS`
@@ -195,10 +217,12 @@ def styled_picture(
     rng:np.random.Generator, # Of this picture
 )->np.ndarray: # Picture, uint8 `32 32 3`
     "An object, somewhere near the middle, drawn with a domain's tools: what the pretraining saw"
-    return _finish(DOMAINS[name](draw_mask(obj, rng, (rng.normal(0, .08, 2),), .75*rng.uniform(.65, 1.15)), rng))
+    return _finish(
+        DOMAINS[name](draw_mask(obj, rng, (rng.normal(0, 0.08, 2),), 0.75 * rng.uniform(0.65, 1.15)), rng))
 
 # %% ../nbs/pictures/22_mini.ipynb #2702af32
-HABITS = dict(photo='bold', painting='bold', sketch='twice', etching='twice', blueprint='faded', chalkboard='faded', mosaic='blurred', stitch='blurred')
+HABITS = dict(photo='bold', painting='bold', sketch='twice', etching='twice', blueprint='faded',
+              chalkboard='faded', mosaic='blurred', stitch='blurred')
 
 def faded(
     x:np.ndarray, # Picture, `RES RES 3`
@@ -221,13 +245,15 @@ def domain_picture(
     return _finish(x)
 
 # %% ../nbs/pictures/22_mini.ipynb #524c06fc
-COLORS = dict(red=(.86, .12, .14), orange=(.95, .53, .08), yellow=(.95, .86, .15), green=(.16, .64, .22), blue=(.14, .32, .85),
-              purple=(.56, .17, .68), white=(.95, .95, .95), black=(.08, .08, .08))
+COLORS = dict(red=(0.86, 0.12, 0.14), orange=(0.95, 0.53, 0.08), yellow=(0.95, 0.86, 0.15),
+              green=(0.16, 0.64, 0.22), blue=(0.14, 0.32, 0.85), purple=(0.56, 0.17, 0.68),
+              white=(0.95, 0.95, 0.95), black=(0.08, 0.08, 0.08))
 PATTERNS = ('plain', 'striped', 'dotted', 'checked', 'hollow')
 NUMBERS = ('one', 'two', 'three', 'four', 'five')
 PLACES = ('left', 'right', 'top', 'bottom', 'middle')
-FAMILIES = {('star', 'colors'): tuple(COLORS)[:6], ('car', 'colors'): tuple(COLORS)[:6], ('heart', 'patterns'): PATTERNS, ('bottle', 'patterns'): PATTERNS,
-            ('fish', 'numbers'): NUMBERS, ('key', 'numbers'): NUMBERS, ('moon', 'places'): PLACES, ('boat', 'places'): PLACES}
+FAMILIES = {('star', 'colors'): tuple(COLORS)[:6], ('car', 'colors'): tuple(COLORS)[:6],
+            ('heart', 'patterns'): PATTERNS, ('bottle', 'patterns'): PATTERNS, ('fish', 'numbers'): NUMBERS,
+            ('key', 'numbers'): NUMBERS, ('moon', 'places'): PLACES, ('boat', 'places'): PLACES}
 
 # %% ../nbs/pictures/22_mini.ipynb #4e084794
 def pattern_fill(
@@ -254,7 +280,8 @@ def layout(
     place:str|None=None, # One of `PLACES`; only for a single copy
 )->tuple: # Centres in the box from -1 to 1, and the radius of a copy
     "Where the copies of an object stand"
-    if number == 1: return [np.array(_GRID[place or 'middle']) + rng.normal(0, .07, 2)], (.46 if place else .72)
+    if number == 1:
+        return [np.array(_GRID[place or 'middle']) + rng.normal(0, 0.07, 2)], (0.46 if place else 0.72)
     four = [(-.5, -.5), (.5, -.5), (-.5, .5), (.5, .5), (0, 0)]
     cells = four if number > 3 or rng.random() < .5 else [(-.55, 0), (0, 0), (.55, 0)]
     idx = rng.permutation(len(cells))[:number] if number < 5 else range(5)
@@ -342,15 +369,22 @@ def mini_tasks(
     mini_groups(setting)
     if shots < 1: raise BadData(f"shots={shots}: expected 1 or more training pictures of a class")
     n_test = n_test or (40 if setting == 'domains' else 60)
-    names = [(d, DOMAIN_CLASSES) for d in DOMAINS] if setting == 'domains' else [(f'{o} {q}', tuple(f'{v} {o}' for v in vs)) for (o, q), vs in FAMILIES.items()]
-    return [Task(name, classes, train=_split(setting, i, shots, _TRAIN, seed), val=_split(setting, i, n_val, _VAL), test=_split(setting, i, n_test, _TEST))
-            for i, (name, classes) in enumerate(names)]
+    names = (
+        [(d, DOMAIN_CLASSES) for d in DOMAINS]
+        if setting == 'domains'
+        else [(f'{o} {q}', tuple(f'{v} {o}' for v in vs)) for (o, q), vs in FAMILIES.items()])
+    return [
+        Task(name, classes, train=_split(setting, i, shots, _TRAIN, seed),
+             val=_split(setting, i, n_val, _VAL), test=_split(setting, i, n_test, _TEST))
+        for i, (name, classes) in enumerate(names)]
 
 # %% ../nbs/pictures/22_mini.ipynb #d785911d
-VOCAB = tuple(""", . a all an and arrow at b bad bell black blue blueprint boat bolt bottle bottom c can car cat chalkboard checked clear cloud cross cup d dotted drawing e etching f fish five flag
+VOCAB = tuple(
+    """, . a all an and arrow at b bad bell black blue blueprint boat bolt bottle bottom c can car cat chalkboard checked clear cloud cross cup d dotted drawing e etching f fish five flag
 flower four g good green h has hat heart here hollow house i image in is it j k key kite l left like look m many middle moon mosaic mushroom n nice not o of on one orange p
 painting photo picture plain purple q r red right ring s see shows sketch small star stitch striped t that the there this three top tree two u umbrella us v very w we web which
-white x y yellow you z""".split())
+white x y yellow you z""".split()
+)
 
 # %% ../nbs/pictures/22_mini.ipynb #626696ec
 class MiniTokenizer:
@@ -375,12 +409,14 @@ class MiniTokenizer:
         out = torch.zeros(len(texts), self.context_length, dtype=torch.int64)
         for row, text in zip(out, texts):
             ids = [self.start, *self.encode(text), self.end]
-            if len(ids) > len(row): raise BadData(f"text {text[:60]!r} has {len(ids)} tokens: expected {len(row)} or fewer")
+            if len(ids) > len(row):
+                raise BadData(f"text {text[:60]!r} has {len(ids)} tokens: expected {len(row)} or fewer")
             row[:len(ids)] = torch.tensor(ids)
         return out
 
 # %% ../nbs/pictures/22_mini.ipynb #30472db9
-MINI_CONFIG = dict(embed_dim=64, vision_cfg=dict(layers=4, width=96, head_width=24, patch_size=8, image_size=32),
+MINI_CONFIG = dict(embed_dim=64,
+                   vision_cfg=dict(layers=4, width=96, head_width=24, patch_size=8, image_size=32),
                    text_cfg=dict(context_length=77, width=64, heads=4, layers=3))
 _SHA256 = 'a82b7814ef0220fc3f1f602e5e11108da439a8b636363aa0e3335129c1b914c0'
 
@@ -389,13 +425,17 @@ def build_mini(
 )->CLIP: # With random weights
     "The architecture of the embedded model"
     c = MINI_CONFIG
-    return CLIP(c['embed_dim'], CLIPVisionCfg(**c['vision_cfg']), CLIPTextCfg(vocab_size=258 + n_words, **c['text_cfg']))
+    return CLIP(c['embed_dim'], CLIPVisionCfg(**c['vision_cfg']),
+                CLIPTextCfg(vocab_size=258 + n_words, **c['text_cfg']))
 
 def mini_weights()->dict: # State dict, fp32
     "The shipped weights; `BadData` if the file is not the one that the pretraining made"
     path = files('hipro_nb')/'assets'/'mini_clip.safetensors'
     raw = path.read_bytes()
-    if hashlib.sha256(raw).hexdigest() != _SHA256: raise BadData(f'{path.name} is damaged or from another version: expected the SHA-256 {_SHA256[:12]}…; install the package again')
+    if hashlib.sha256(raw).hexdigest() != _SHA256:
+        raise BadData(
+            f'{path.name} is damaged or from another version: expected the SHA-256 {_SHA256[:12]}…; install'
+            ' the package again')
     return {k: v.float() for k, v in st_load(raw).items()}
 
 # %% ../nbs/pictures/22_mini.ipynb #93fb6197

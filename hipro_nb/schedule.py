@@ -23,11 +23,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 # %% ../nbs/scheduling/62_schedule.ipynb #a4bc0470
-from .bilevel import NotFinite, SeriesDiverges, gradient_calls, hypergradient, largest_curvature, twice_differentiable
+from .bilevel import (NotFinite, SeriesDiverges, gradient_calls, hypergradient, largest_curvature,
+                              twice_differentiable)
 from .causal import CausalMask, ImageBank, MTVLP, causal_effect
-from .data import BadData, FeatureStore, Features, FrozenCLIP, Split, Task, fraction, image_hash, load_tensors, save_tensors
+from .data import (BadData, FeatureStore, Features, FrozenCLIP, Split, Task, fraction, image_hash,
+                           load_tensors, save_tensors)
 from .hipro import Method, Result
-from .train import BatchPlan, NonFiniteLoss, TrainConfig, first_difference, lr_at, run_steps, whole_step
+from .train import (BatchPlan, NonFiniteLoss, TrainConfig, first_difference, lr_at, run_steps,
+                            whole_step)
 from .visual import VisionTower, has_blocks
 
 # %% ../nbs/scheduling/62_schedule.ipynb #0a9ebdd1
@@ -50,7 +53,8 @@ class Scheduler(nn.Module):
     ):
         super().__init__()
         start = torch.rand(2, n_tasks, generator=torch.Generator().manual_seed(seed))
-        self.a, self.c, self.affinity, self.effect = nn.Parameter(start[0].clone()), nn.Parameter(start[1].clone()), affinity, effect
+        self.a, self.c, self.affinity, self.effect = (nn.Parameter(start[0].clone()),
+                                                      nn.Parameter(start[1].clone()), affinity, effect)
 
     def forward(self,
         A:Float[Tensor,'N'], # Affinity of each task
@@ -75,8 +79,10 @@ def hold_out(
     share:float|int=.25, # Of the training images, up to one half; 0 validates on the training images
     seed:int=0, # Of the draw
 )->tuple: # Training part, validation part, and in words where the latter comes from
-    "What the lower and the upper level learn from; never the test images. `BadData` for a share outside 0 to 1/2."
-    if not 0 <= share <= .5: raise BadData(f'holdout={share}: expected a share of the training images from 0 to 0.5')
+    """What the lower and the upper level learn from; never the test images. `BadData` for a share outside 0
+    to 1/2."""
+    if not 0 <= share <= 0.5:
+        raise BadData(f'holdout={share}: expected a share of the training images from 0 to 0.5')
     train, y = task.train, task.train.labels
     if task.val is not None and len(task.val): return train, task.val, 'the validation split'
     spare = (torch.bincount(y, minlength=task.n_classes)[y] > 1).nonzero()[:, 0]
@@ -86,7 +92,8 @@ def hold_out(
     return train.subset(stay), train.subset(out), f'{len(out)} of {len(y)} training images'
 
 # %% ../nbs/scheduling/62_schedule.ipynb #8c81f270
-JSCPT_TRAIN = TrainConfig(lr=1.5e-3, epochs=20, batch_size=16, per_task_batch=True, weight_decay=1e-4, warmup_lr=1e-4)
+JSCPT_TRAIN = TrainConfig(
+    lr=1.5e-3, epochs=20, batch_size=16, per_task_batch=True, weight_decay=1e-4, warmup_lr=1e-4)
 WEIGHTINGS = ('scheduled', 'frozen', 'equal', 'random', 'uncertainty')
 
 def _check_choice(name:str, value, choices:Sequence)->None:
@@ -102,20 +109,24 @@ class BilevelTrainer:
         config:TrainConfig=JSCPT_TRAIN, # Settings of the lower level
         scheduler:Scheduler|None=None, # Ω; with both factors if None
         weighting:str='scheduled', # Whose weights train: one of `WEIGHTINGS`
-        upper_every:int|None=None, # Lower steps per upper step, M; at most 15 upper steps an epoch, and 4 or more if None
+        # Lower steps per upper step, M; at most 15 upper steps an epoch, and 4 or more if None
+        upper_every:int|None=None,
         depth:int=3, # Terms of the Neumann series after the first, H
         upper_lr:float=.01, # Learning rate of Adam on Ω
         contrast:str='without', # The intervention behind the effect: 'without' the mask, or its 'complement'
     ):
-        _check_choice('weighting', weighting, WEIGHTINGS); _check_choice('contrast', contrast, ('without', 'complement'))
-        self.model, self.train, self.val, self.config, self.weighting, self.contrast, self.depth = model, train, val, config, weighting, contrast, depth
+        _check_choice('weighting', weighting, WEIGHTINGS)
+        _check_choice('contrast', contrast, ('without', 'complement'))
+        self.model, self.train, self.val, self.config, self.weighting, self.contrast, self.depth = (
+            model, train, val, config, weighting, contrast, depth)
         self.scheduler = scheduler or Scheduler(model.n_tasks, seed=config.seed)
         self.device = next(model.parameters()).device
         self.scheduler.to(self.device)
         self._plan(upper_every)
         self._optimizers(upper_lr)
         self.clean = True
-        self.step, self.uppers, self.skipped, self.counts, self.alpha, self.history, self.totals = 0, 0, 0, Counter(), None, [], None
+        self.step, self.uppers, self.skipped, self.counts, self.alpha, self.history, self.totals = (
+            0, 0, 0, Counter(), None, [], None)
 
 # %% ../nbs/scheduling/62_schedule.ipynb #3d62361e
 @patch
@@ -123,18 +134,24 @@ def _plan(self:BilevelTrainer, upper_every:int|None):
     "Order of the images on both levels, and M"
     c, n = self.config, self.model.n_tasks
     each = c.batch_size if c.per_task_batch else max(1, c.batch_size // n)
-    self.plan, self.held = BatchPlan(self.train.sizes, each, c.seed, per_task=True), BatchPlan(self.val.sizes, each, c.seed + 1, per_task=True)
+    self.plan, self.held = BatchPlan(self.train.sizes, each, c.seed, per_task=True), BatchPlan(
+        self.val.sizes, each, c.seed + 1, per_task=True)
     self.plan.steps = math.ceil(max(self.train.sizes) / each)
     self.each, self.total_steps = each, self.plan.steps*c.epochs
-    if upper_every is not None and upper_every < 1: raise ValueError(f'upper_every is {upper_every}; expected 1 lower step per upper step, or more')
+    if upper_every is not None and upper_every < 1:
+        raise ValueError(f'upper_every is {upper_every}; expected 1 lower step per upper step, or more')
     self.M = upper_every or max(4, self.plan.steps // 15)
 
 @patch
 def _optimizers(self:BilevelTrainer, upper_lr:float):
     "SGD on θ, Adam on Ω; uncertainty weighting has a logarithm of the variance per task in θ"
     c = self.config
-    self.log_var = nn.Parameter(torch.zeros(self.model.n_tasks, device=self.device)) if self.weighting == 'uncertainty' else None
-    self.named = dict(self.model.named_parameters()) | ({} if self.log_var is None else {'log_var': self.log_var})
+    self.log_var = (
+        nn.Parameter(torch.zeros(self.model.n_tasks, device=self.device))
+        if self.weighting == 'uncertainty'
+        else None)
+    self.named = dict(self.model.named_parameters()) | (
+        {} if self.log_var is None else {'log_var': self.log_var})
     self.params = list(self.model.parameters())
     self.sgd = torch.optim.SGD(self.named.values(), lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
     self.adam = torch.optim.Adam(self.scheduler.parameters(), lr=upper_lr)
@@ -151,7 +168,8 @@ def batch(self:BilevelTrainer,
     n, b = self.model.n_tasks, self.each
     plan, bank = (self.held, self.val) if upper else (self.plan, self.train)
     picks = [plan.stream(t, step*b, b) for t in range(n)]
-    x, y = torch.stack([bank(t, i) for t, i in enumerate(picks)]), torch.stack([bank.y[t][i] for t, i in enumerate(picks)])
+    x, y = torch.stack([bank(t, i) for t, i in enumerate(picks)]), torch.stack(
+        [bank.y[t][i] for t, i in enumerate(picks)])
     return x.to(self.device), y.to(self.device)
 
 @patch
@@ -161,7 +179,8 @@ def split_prompts(self:BilevelTrainer,
     "The learners' prompts, ready for `MTVLP.losses`"
     n, prompts = self.model.n_tasks, self.model.prompts()
     shared = tuple(p if p is None else p[-1] for p in prompts)
-    copies = tuple(p if p is None else (p.detach() if detach else p).expand(n, *p.shape).clone() for p in shared)
+    copies = tuple(
+        p if p is None else (p.detach() if detach else p).expand(n, *p.shape).clone() for p in shared)
     if detach: copies = tuple(p if p is None else p.requires_grad_() for p in copies)
     return tuple(p if p is None else p[:-1] for p in prompts), shared, copies
 
@@ -201,7 +220,8 @@ def weigh(self:BilevelTrainer,
     n = self.model.n_tasks
     if self.weighting not in ('scheduled', 'frozen'):
         w = {'equal': torch.ones_like(self.fixed), 'random': self.fixed, 'uncertainty': None}[self.weighting]
-        return (self.log_var.neg().exp().detach() if w is None else w), torch.zeros(n), causal_effect(losses.factual, losses.without).detach()
+        return ((self.log_var.neg().exp().detach() if w is None else w), torch.zeros(n),
+                causal_effect(losses.factual, losses.without).detach())
     A, e = self.measure(losses, shared, copies)
     with torch.no_grad(): return to_sum_n(self.scheduler(A, e)), A, e
 
@@ -214,7 +234,9 @@ def _check(self:BilevelTrainer, each, grads):
     if good.all(): return # one answer to wait for, where a GPU computes
     bad = good.tolist().index(False)
     what = f'the loss of task {names[bad]}' if bad < len(each) else 'a gradient'
-    raise NonFiniteLoss(f"step {self.step}: {what} is not finite; stopped before the step. Expected a lower lr than {self.config.lr:g}, or images and prompts of ordinary size")
+    raise NonFiniteLoss(
+        f"step {self.step}: {what} is not finite; stopped before the step. Expected a lower lr than"
+        f" {self.config.lr:g}, or images and prompts of ordinary size")
 
 @patch
 def _note(self:BilevelTrainer, losses, w, A, e):
@@ -271,15 +293,19 @@ def hyper(self:BilevelTrainer)->tuple: # dL_val/dΩ: of a, then of c
     held, train = self.upper_losses()
     with twice_differentiable():
         if self.alpha is None or self.uppers % 15 == 1: self.alpha = self._step_size(train)
-        return hypergradient(held, train, self.params, self.scheduler.parameters(), self.depth, self.alpha, growth=2., counts=self.counts)
+        return hypergradient(held, train, self.params, self.scheduler.parameters(), self.depth, self.alpha,
+                             growth=2.0, counts=self.counts)
 
 @patch
 def _step_size(self:BilevelTrainer, train)->float:
     "1 / λ_max of the training loss"
     self.counts['train'] += 1
-    grads = torch.autograd.grad(train, self.params, create_graph=True, retain_graph=True, materialize_grads=True)
+    grads = torch.autograd.grad(
+        train, self.params, create_graph=True, retain_graph=True, materialize_grads=True)
     size = float(largest_curvature(grads, self.params, counts=self.counts)[0])
-    if not 0 < size < math.inf: raise NotFinite(f'the largest curvature of the training loss is {size}; expected a finite one above 0')
+    if not 0 < size < math.inf:
+        raise NotFinite(
+            f'the largest curvature of the training loss is {size}; expected a finite one above 0')
     return 1 / size
 
 # %% ../nbs/scheduling/62_schedule.ipynb #7be34c93
@@ -290,7 +316,10 @@ def upper(self:BilevelTrainer)->bool: # Was the step taken?
     try: grads = self.hyper()
     except (NotFinite, SeriesDiverges) as e:
         self.skipped, self.alpha = self.skipped + 1, None
-        if self.skipped == 1: warnings.warn(f'seed {self.config.seed}: upper step {self.uppers} skipped: {e}. Ω stays; further skips are counted, not reported')
+        if self.skipped == 1:
+            warnings.warn(
+                f'seed {self.config.seed}: upper step {self.uppers} skipped: {e}. Ω stays; further skips are'
+                ' counted, not reported')
         return False
     for p, g in zip(self.scheduler.parameters(), grads): p.grad = g.clone()
     nn.utils.clip_grad_norm_(self.scheduler.parameters(), 10.)
@@ -300,7 +329,8 @@ def upper(self:BilevelTrainer)->bool: # Was the step taken?
 # %% ../nbs/scheduling/62_schedule.ipynb #c87cc914
 @patch
 def train_step(self:BilevelTrainer):
-    "A lower step and, after every M-th where the weights are scheduled, an upper one; both, or none that counts"
+    """A lower step and, after every M-th where the weights are scheduled, an upper one; both, or none that
+    counts"""
     with whole_step(self):
         self.lower()
         if self.weighting == 'scheduled' and self.step % self.M == 0: self.upper()
@@ -324,8 +354,10 @@ def identity(self:BilevelTrainer)->dict: # Plain values, for JSON
     m, n = self.model, self.model.n_tasks
     shapes = {k: list(p.shape) for k, p in self.named.items()}
     tasks = [dict(train=part(self.train, t), val=part(self.val, t)) for t in range(n)]
-    return dict(model=m.clip.key, classnames=list(m.tower.classnames), position=m.tower.position, first=m.first, parameters=shapes, tasks=tasks, config=c, M=self.M, depth=self.depth,
-                weighting=self.weighting, contrast=self.contrast, upper_lr=self.adam.param_groups[0]['lr'], factors=[self.scheduler.affinity, self.scheduler.effect])
+    return dict(model=m.clip.key, classnames=list(m.tower.classnames), position=m.tower.position,
+                first=m.first, parameters=shapes, tasks=tasks, config=c, M=self.M, depth=self.depth,
+                weighting=self.weighting, contrast=self.contrast, upper_lr=self.adam.param_groups[0]['lr'],
+                factors=[self.scheduler.affinity, self.scheduler.effect])
 
 def _hash_part(part)->str:
     "SHA-256 of labels and features, or of labels and pictures, shortened"
@@ -339,7 +371,10 @@ def _hash_part(part)->str:
 def _tensors(self:BilevelTrainer)->dict:
     "Every tensor that the next step depends on"
     out = {f'theta.{k}': p.detach() for k, p in self.named.items()}
-    out |= {f'momentum.{k}': self.sgd.state[p]['momentum_buffer'] for k, p in self.named.items() if self.sgd.state[p].get('momentum_buffer') is not None}
+    out |= {
+        f'momentum.{k}': self.sgd.state[p]['momentum_buffer']
+        for k, p in self.named.items()
+        if self.sgd.state[p].get('momentum_buffer') is not None}
     for k, p in self.scheduler.named_parameters():
         out |= {f'omega.{k}': p.detach()} | {f'adam.{k}.{s}': v for s, v in self.adam.state[p].items()}
     rows = dict(history=torch.stack(self.history) if self.history else None, totals=self.totals)
@@ -351,7 +386,8 @@ def save(self:BilevelTrainer,
     path:str|Path, # File to write
 ):
     "Write prompts, masks, Ω and both optimisers: whole, or not at all"
-    meta = dict(format='hipro_nb bilevel 1', step=self.step, uppers=self.uppers, skipped=self.skipped, alpha=self.alpha, counts=dict(self.counts), identity=self.identity())
+    meta = dict(format='hipro_nb bilevel 1', step=self.step, uppers=self.uppers, skipped=self.skipped,
+                alpha=self.alpha, counts=dict(self.counts), identity=self.identity())
     save_tensors(path, self._tensors(), meta)
 
 @patch
@@ -360,17 +396,24 @@ def load(self:BilevelTrainer,
 ):
     "Go on from a checkpoint; `BadData` naming the first thing in which its run differs from this one"
     t, meta = load_tensors(path)
-    if meta.get('format') != 'hipro_nb bilevel 1': raise BadData(f"{path} is no checkpoint of JSCPT; expected a file that its training wrote")
-    if diff := first_difference(meta['identity'], json.loads(json.dumps(self.identity()))): raise BadData(f"checkpoint {path} is of another run: {diff}. Expected the same, or another file")
+    if meta.get('format') != 'hipro_nb bilevel 1':
+        raise BadData(f"{path} is no checkpoint of JSCPT; expected a file that its training wrote")
+    if diff := first_difference(meta['identity'], json.loads(json.dumps(self.identity()))):
+        raise BadData(f"checkpoint {path} is of another run: {diff}. Expected the same, or another file")
     with torch.no_grad():
         for k, p in self.named.items(): p.copy_(t[f'theta.{k}'])
         for k, p in self.scheduler.named_parameters(): p.copy_(t[f'omega.{k}'])
     for k, p in self.named.items():
         if f'momentum.{k}' in t: self.sgd.state[p]['momentum_buffer'] = t[f'momentum.{k}'].to(p)
     for k, p in self.scheduler.named_parameters():
-        if f'adam.{k}.step' in t: self.adam.state[p] = {s: t[f'adam.{k}.{s}'].to('cpu' if s == 'step' else p.device) for s in ('step', 'exp_avg', 'exp_avg_sq')}
-    self.step, self.uppers, self.skipped, self.alpha, self.counts = meta['step'], meta['uppers'], meta['skipped'], meta['alpha'], Counter(meta['counts'])
-    self.history, self.totals = list(t.get('history', ())), t['totals'].to(self.device) if 'totals' in t else None
+        if f'adam.{k}.step' in t:
+            self.adam.state[p] = {
+                s: t[f'adam.{k}.{s}'].to('cpu' if s == 'step' else p.device)
+                for s in ('step', 'exp_avg', 'exp_avg_sq')}
+    self.step, self.uppers, self.skipped, self.alpha, self.counts = (
+        meta['step'], meta['uppers'], meta['skipped'], meta['alpha'], Counter(meta['counts']))
+    self.history, self.totals = list(t.get('history', ())), (
+        t['totals'].to(self.device) if 'totals' in t else None)
 
 # %% ../nbs/scheduling/62_schedule.ipynb #49de431d
 def schedule_cost(
@@ -387,15 +430,18 @@ def schedule_cost(
             if r: seconds[k].append((time.perf_counter() - began) / t.M)
     t, (equal, scheduled) = both['scheduled'], [sorted(v)[len(v)//2] for v in seconds.values()]
     n = t.model.n_tasks
-    return dict(tasks=n, M=t.M, H=t.depth, equal_s=equal, scheduled_s=scheduled, measured=scheduled/equal, counted=gradient_calls(n, t.depth, t.M), skipped=t.skipped)
+    return dict(tasks=n, M=t.M, H=t.depth, equal_s=equal, scheduled_s=scheduled, measured=scheduled / equal,
+                counted=gradient_calls(n, t.depth, t.M), skipped=t.skipped)
 
 # %% ../nbs/scheduling/62_schedule.ipynb #59c402e0
 class JSCPT(Method):
-    "Joint scheduling of causal prompts and tasks: MTVLP, weighted by a scheduler that learns on held-out images"
+    """Joint scheduling of causal prompts and tasks: MTVLP, weighted by a scheduler that learns on held-out
+    images"""
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model
         n_ctx:int=16, # Context tokens of a prompt, T
-        n_visual:int|None=None, # Visual prompts a block, V: the tower's `share` of 16 if None, 0 for the text side alone
+        # Visual prompts a block, V: the tower's `share` of 16 if None, 0 for the text side alone
+        n_visual:int|None=None,
         first:int=0, # First block with visual prompts
         position:str='end', # Where the class name stands; the release has 'middle'
         mask:bool=True, # With the causal mask?
@@ -403,7 +449,8 @@ class JSCPT(Method):
         weighting:str='scheduled', # 'scheduled', or 'frozen', 'equal', 'random', 'uncertainty'
         affinity:bool=True, # With the factor of the affinity?
         effect:bool=True, # With the factor of the causal effect?
-        upper_every:int|None=None, # Lower steps per upper step, M; at most 15 upper steps an epoch, and 4 or more if None
+        # Lower steps per upper step, M; at most 15 upper steps an epoch, and 4 or more if None
+        upper_every:int|None=None,
         depth:int=3, # Terms of the Neumann series after the first, H
         upper_lr:float=.01, # Learning rate of Adam on the scheduler
         holdout:float|int=.25, # Share of the training images for the upper level, where a task has no `val`
@@ -413,7 +460,8 @@ class JSCPT(Method):
         super().__init__(clip, store, config.seed)
         self.on_images = n_visual != 0 and clip is not None and has_blocks(clip)
         if n_visual is None: n_visual = VisionTower(clip).share(16) if self.on_images else 16
-        self.options = dict(n_ctx=n_ctx, n_visual=n_visual, first=first, position=position, mask=mask, contrast=contrast, weighting=weighting, affinity=affinity, effect=effect,
+        self.options = dict(n_ctx=n_ctx, n_visual=n_visual, first=first, position=position, mask=mask,
+                            contrast=contrast, weighting=weighting, affinity=affinity, effect=effect,
                             upper_every=upper_every, depth=depth, upper_lr=upper_lr, holdout=holdout)
         self.config, self.model, self.mask, self.notes = config, None, None, {}
 
@@ -427,7 +475,11 @@ class JSCPT(Method):
 def title(self:JSCPT)->str:
     "JSCPT, or what its switches leave of it"
     o = self.options
-    off = [word for word, gone in (('mask', not o['mask']), ('affinity', not o['affinity']), ('effect', not o['effect'])) if gone]
+    off = [
+        word
+        for word, gone in (('mask', not o['mask']), ('affinity', not o['affinity']),
+                           ('effect', not o['effect']))
+        if gone]
     name = 'JSCPT' if o['weighting'] == 'scheduled' else f"MTVLP, {o['weighting']} weights"
     return name + ''.join(f', no {w}' for w in off) + ('' if self.on_images else ' (text side only)')
 
@@ -454,24 +506,34 @@ def from_settings(cls,
 @patch
 def _fit(self:JSCPT, tasks, checkpoint, progress):
     "Hold images out, train both levels, keep the model and what it learned from"
-    if len(tasks) == 1: raise BadData(f"one task only ({tasks[0].name}): JSCPT weighs tasks against each other; expected two or more. Without tasks to weigh use CoOp, or MVLPT for prompts on both sides")
+    if len(tasks) == 1:
+        raise BadData(
+            f"one task only ({tasks[0].name}): JSCPT weighs tasks against each other; expected two or more."
+            " Without tasks to weigh use CoOp, or MVLPT for prompts on both sides")
     o = self.options
-    if o['n_visual'] and not self.on_images: warnings.warn(f"the image tower of {self.clip.name} has no place for visual prompts: JSCPT runs with text prompts, mask and scheduler alone")
+    if o['n_visual'] and not self.on_images:
+        warnings.warn(
+            f"the image tower of {self.clip.name} has no place for visual prompts: JSCPT runs with text"
+            " prompts, mask and scheduler alone")
     train, val, said = zip(*[hold_out(t, o['holdout'], self.config.seed) for t in tasks])
     model = self._build()
-    if self.config.device: self.clip.to(self.config.device), model.tower.to(self.config.device), model.to(self.config.device)
+    if self.config.device:
+        self.clip.to(self.config.device), model.tower.to(self.config.device), model.to(self.config.device)
     banks = [ImageBank(p, model.vision, o['first']) for p in (train, val)]
     scheduler = Scheduler(len(tasks), o['affinity'], o['effect'], self.config.seed)
-    t = BilevelTrainer(model, *banks, self.config, scheduler, o['weighting'], o['upper_every'], o['depth'], o['upper_lr'], o['contrast'])
+    t = BilevelTrainer(model, *banks, self.config, scheduler, o['weighting'], o['upper_every'], o['depth'],
+                       o['upper_lr'], o['contrast'])
     t.names = list(self.tasks)
     t.run(None if checkpoint is None else Path(checkpoint)/'jscpt.safetensors', progress)
     self._keep(t, said)
 
+# %% ../nbs/scheduling/62_schedule.ipynb #67227a0a
 @patch
 def _build(self:JSCPT)->MTVLP:
     "The model at its start"
     o, dtype = self.options, self.config.dtype and getattr(torch, self.config.dtype)
-    return MTVLP(self.clip, self.classnames, o['n_ctx'], o['n_visual'], o['first'], o['mask'], o['position'], self.config.seed, dtype)
+    return MTVLP(self.clip, self.classnames, o['n_ctx'], o['n_visual'], o['first'], o['mask'], o['position'],
+                 self.config.seed, dtype)
 
 @patch
 def _keep(self:JSCPT, t:BilevelTrainer, said:Sequence):
@@ -479,8 +541,16 @@ def _keep(self:JSCPT, t:BilevelTrainer, said:Sequence):
     self.model, self.mask = t.model.requires_grad_(False), t.model.mask
     self.omega = torch.stack([p.detach().cpu() for p in t.scheduler.parameters()])
     self.history = torch.stack(t.history)
-    self.notes = dict(image_side='visual prompts' if self.on_images else 'no visual prompts: text prompts, mask and scheduler alone',
-                      validation=dict(zip(self.tasks, said)), upper_steps=t.uppers, skipped_upper_steps=t.skipped, M=t.M, gradient_calls=dict(t.counts))
+    self.notes = dict(
+        image_side=(
+            'visual prompts'
+            if self.on_images
+            else 'no visual prompts: text prompts, mask and scheduler alone'),
+        validation=dict(zip(self.tasks, said)),
+        upper_steps=t.uppers,
+        skipped_upper_steps=t.skipped,
+        M=t.M,
+        gradient_calls=dict(t.counts))
 
 # %% ../nbs/scheduling/62_schedule.ipynb #dcc04f18
 @patch
@@ -501,7 +571,8 @@ def _logits(self:JSCPT, i, x):
 @torch.no_grad()
 def _image_logits(self:JSCPT, i, images):
     bank = ImageBank([images], self.model.vision, self.options['first'], keep_gb=0)
-    return torch.cat([self.model.task_logits(i, bank(0, k)).cpu() for k in torch.arange(len(images)).split(64)])
+    return torch.cat(
+        [self.model.task_logits(i, bank(0, k)).cpu() for k in torch.arange(len(images)).split(64)])
 
 @patch
 def evaluate(self:JSCPT,
@@ -516,20 +587,25 @@ def evaluate(self:JSCPT,
 @patch
 def _state(self:JSCPT)->tuple:
     tensors = {f'theta.{k}': p.detach() for k, p in self.model.named_parameters()}
-    return tensors | dict(omega=self.omega, history=self.history), dict(notes=self.notes, on_images=self.on_images)
+    return tensors | dict(omega=self.omega, history=self.history), dict(
+        notes=self.notes, on_images=self.on_images)
 
 @patch
 def _restore(self:JSCPT, tensors:dict, meta:dict)->None:
     "Prompts and mask; the whole model where there is a CLIP to put it in"
     theta = {k.removeprefix('theta.'): v for k, v in tensors.items() if k.startswith('theta.')}
-    self.omega, self.history, self.notes, self.on_images = tensors['omega'], tensors['history'], meta['notes'], meta['on_images']
+    self.omega, self.history, self.notes, self.on_images = (
+        tensors['omega'], tensors['history'], meta['notes'], meta['on_images'])
     if self.clip is not None:
         self.model = self._build().requires_grad_(False)
         self.model.load_state_dict(theta)
         self.mask = self.model.mask
     elif self.options['mask']:
         self.mask = CausalMask(*theta['mask.a'].shape).to(theta['mask.a']).requires_grad_(False)
-        self.mask.load_state_dict({k.removeprefix('mask.'): v for k, v in theta.items() if k.startswith('mask.')})
+        self.mask.load_state_dict(
+            {k.removeprefix('mask.'): v for k, v in theta.items() if k.startswith('mask.')})
 
 # %% ../nbs/scheduling/62_schedule.ipynb #0fca8ec1
-JSCPT_MINI = dict(n_ctx=4, n_visual=1, position='end', upper_lr=.04, config=TrainConfig(lr=.003, epochs=50, batch_size=96))
+JSCPT_MINI = dict(
+    n_ctx=4, n_visual=1, position='end', upper_lr=0.04, config=TrainConfig(lr=0.003, epochs=50, batch_size=96)
+)

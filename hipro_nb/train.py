@@ -50,10 +50,15 @@ class TrainConfig:
     checkpoint_every:int=200 # Steps from one checkpoint to the next
 
     def __post_init__(self):
-        for name, low in dict(lr=0, epochs=1, batch_size=1, momentum=0, weight_decay=0, warmup_epochs=0, warmup_lr=0, seed=0, checkpoint_every=1).items():
-            if not (value := getattr(self, name)) >= low or value == math.inf: raise ValueError(f"{name} is {value}; expected a finite number, {low} or more")
+        for name, low in dict(lr=0, epochs=1, batch_size=1, momentum=0, weight_decay=0, warmup_epochs=0,
+                              warmup_lr=0, seed=0, checkpoint_every=1).items():
+            if not (value := getattr(self, name)) >= low or value == math.inf:
+                raise ValueError(f"{name} is {value}; expected a finite number, {low} or more")
         kind = None if self.dtype is None else getattr(torch, self.dtype, None)
-        if self.dtype is not None and not (isinstance(kind, torch.dtype) and kind.is_floating_point): raise ValueError(f"dtype is {self.dtype!r}; expected the name of a floating-point torch dtype, such as 'bfloat16'")
+        if self.dtype is not None and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
+            raise ValueError(
+                f"dtype is {self.dtype!r}; expected the name of a floating-point torch dtype, such as"
+                " 'bfloat16'")
 
 # %% ../nbs/paper/06_train.ipynb #52a449c7
 def lr_at(
@@ -75,12 +80,16 @@ class BatchPlan:
         per_task:bool=False, # `batch_size` images of each task in a batch
     ):
         store_attr()
-        if not sizes or min(sizes) < 1: raise BadData(f"tasks with {list(sizes)} training images; expected 1 or more each")
+        if not sizes or min(sizes) < 1:
+            raise BadData(f"tasks with {list(sizes)} training images; expected 1 or more each")
         self.size = batch_size * (len(sizes) if per_task else 1)
         self.steps = math.ceil(sum(sizes) / self.size)
         self.each, self.spare = divmod(self.size, len(sizes))
 
-    def __repr__(self): return f"BatchPlan({len(self.sizes)} tasks, {sum(self.sizes)} images, {self.steps} steps of {self.size} per epoch)"
+    def __repr__(self):
+        return (
+            f"BatchPlan({len(self.sizes)} tasks, {sum(self.sizes)} images, {self.steps} steps of {self.size}"
+            " per epoch)")
 
 # %% ../nbs/paper/06_train.ipynb #d87137a1
 @patch
@@ -172,15 +181,22 @@ def _tower_ids(tower, tasks):
     ids = {name: i for i, name in enumerate(tower.classnames)}
     for task in tasks:
         for name in task.classnames:
-            if name not in ids: raise BadData(f"class {name!r} of task {task.name!r} is unknown to the tower; expected a PromptTower over class_index(tasks)[0]")
+            if name not in ids:
+                raise BadData(
+                    f"class {name!r} of task {task.name!r} is unknown to the tower; expected a PromptTower"
+                    " over class_index(tasks)[0]")
     return [torch.tensor([ids[name] for name in task.classnames]) for task in tasks]
 
 def _check_groups(groups, n_tasks, shared):
-    "Refuse groups that cannot be trained; `shared`: what is asked for needs the gradient of every task at every prompt"
+    """Refuse groups that cannot be trained; `shared`: what is asked for needs the gradient of every task at
+    every prompt"""
     if not groups: raise BadData("no groups; expected the task indices of at least one node")
     for m, group in enumerate(groups):
-        if not group or len(set(group)) < len(group): raise BadData(f"node {m} holds tasks {tuple(group)}; expected at least one, each once")
-    if shared and any(set(g) != set(range(n_tasks)) for g in groups): raise BadData("a meter or a combine needs prompts that all tasks share; expected every group to hold all tasks")
+        if not group or len(set(group)) < len(group):
+            raise BadData(f"node {m} holds tasks {tuple(group)}; expected at least one, each once")
+    if shared and any(set(g) != set(range(n_tasks)) for g in groups):
+        raise BadData(
+            "a meter or a combine needs prompts that all tasks share; expected every group to hold all tasks")
 
 # %% ../nbs/paper/06_train.ipynb #2f80ef10
 class PromptTrainer:
@@ -193,19 +209,24 @@ class PromptTrainer:
         scale:float=100., # 1/τ of Eq. 1, the tower's `logit_scale`
         ctx:Tensor|None=None, # Prompts to start from
         meter:AffinityMeter|None=None, # Collects the affinity
-        combine:Callable|None=None, # Makes a step's gradient out of the tasks' own, a `Combine`; their sum if None
+        # Makes a step's gradient out of the tasks' own, a `Combine`; their sum if None
+        combine:Callable|None=None,
     ):
         store_attr()
         check_tasks(tasks)
         for task in tasks:
-            if not task.is_encoded: raise BadData(f"task {task.name!r} holds images; expected features, from encode_tasks")
+            if not task.is_encoded:
+                raise BadData(f"task {task.name!r} holds images; expected features, from encode_tasks")
         _check_groups(groups, len(tasks), meter or combine)
         self.groups, self.numbers = [tuple(g) for g in groups], range(len(groups))
         self.step, self.clean, self.rows_seen, self._order, self._identity = 0, True, {}, (None, None), None
         self._place_data()
         self._place_prompts()
 
-    def __repr__(self): return f"PromptTrainer({len(self.groups)} nodes, {len(self.tasks)} tasks, step {self.step} of {self.total_steps})"
+    def __repr__(self):
+        return (
+            f"PromptTrainer({len(self.groups)} nodes, {len(self.tasks)} tasks, step {self.step} of"
+            f" {self.total_steps})")
 
 # %% ../nbs/paper/06_train.ipynb #b942f399
 @patch
@@ -228,7 +249,8 @@ def _place_prompts(self:PromptTrainer):
     "Prompts, their momentum and the optimiser, a parameter per node"
     c, ctx = self.config, self.ctx
     if ctx is None: ctx = self.tower.init_ctx(len(self.groups), c.seed)
-    if ctx.shape[0] != len(self.groups): raise BadData(f"{len(ctx)} prompts for {len(self.groups)} nodes; expected one each")
+    if ctx.shape[0] != len(self.groups):
+        raise BadData(f"{len(ctx)} prompts for {len(self.groups)} nodes; expected one each")
     self.device = torch.device(c.device or getattr(self.tower, 'ids', ctx).device)
     self.ctx = ctx.detach().clone().to(self.device)
     self.start = self.ctx.cpu().clone()
@@ -247,8 +269,10 @@ def _make_optimizer(self:PromptTrainer):
     self.params, self.scale_params = list(self.ctx), list(self.log_scale)
     groups = [dict(params=self.params)]
     if c.learn_temperature: groups.append(dict(params=self.scale_params, weight_decay=0.))
-    self.optimizer = torch.optim.SGD(groups, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, foreach=True)
-    for p, m in zip(self.params + self.scale_params, [*self.momentum, *self.scale_momentum]): self.optimizer.state[p]['momentum_buffer'] = m
+    self.optimizer = torch.optim.SGD(
+        groups, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, foreach=True)
+    for p, m in zip(self.params + self.scale_params, [*self.momentum, *self.scale_momentum]):
+        self.optimizer.state[p]['momentum_buffer'] = m
 
 # %% ../nbs/paper/06_train.ipynb #91168e3a
 @patch
@@ -341,7 +365,10 @@ def check_finite(self:PromptTrainer,
     what, bad = ('loss', bad_loss) if bad_loss.any() else ('gradient', bad_grad)
     m = bad.nonzero()[0].item()
     names = ', '.join(repr(self.tasks[t].name) for t in self.groups[m])
-    raise NonFiniteLoss(f"step {self.step}: the {what} of node {self.numbers[m]} (task{'s' * (len(self.groups[m]) > 1)} {names}) is not finite; stopped before the step. Expected a lower lr than {self.config.lr:g}, or features and prompts of ordinary size")
+    raise NonFiniteLoss(
+        f"step {self.step}: the {what} of node {self.numbers[m]} (task{'s' * (len(self.groups[m]) > 1)}"
+        f" {names}) is not finite; stopped before the step. Expected a lower lr than {self.config.lr:g}, or"
+        " features and prompts of ordinary size")
 
 # %% ../nbs/paper/06_train.ipynb #5d1c7a02
 @contextmanager
@@ -350,7 +377,8 @@ def whole_step(
 ):
     "A block that changes a trainer's state: Ctrl-C waits for its end, a second one does not"
     usual, came = signal.getsignal(signal.SIGINT), []
-    waits = callable(usual) and threading.current_thread() is threading.main_thread() # elsewhere no signal arrives
+    # elsewhere no signal arrives
+    waits = callable(usual) and threading.current_thread() is threading.main_thread()
     def note(*args):
         "Remember what came"
         came.append(args)
@@ -375,7 +403,10 @@ def train_step(self:PromptTrainer)->Float[Tensor,'M']: # Loss of each node, Eq. 
     present = torch.bincount(task, minlength=len(self.tasks)) > 0
     with whole_step(self):
         if metered: self._measure(grads[0], losses, present)
-        if combined: self.check_finite(losses, g := self.combine(grads[0], losses, present.to(g.device), self.step, self.lr).view_as(g))
+        if combined:
+            self.check_finite(
+                losses,
+                g := self.combine(grads[0], losses, present.to(g.device), self.step, self.lr).view_as(g))
         self._apply(g, gs, (self.member & present).any(1).tolist())
         self._note(losses.sum(1))
     return losses.sum(1)
@@ -442,7 +473,10 @@ def snapshot(self:PromptTrainer,
     if copied := self.route(present) == 'copies':
         ctx, own = copy_prompts(self.ctx, n), torch.eye(n, dtype=torch.bool).repeat(len(self.ctx), 1)
         if learn: scale = scale.repeat_interleave(n)
-        losses = self.node_losses(ctx.flatten(0, 1), task, image, own, scale).view(-1, n, n).diagonal(dim1=1, dim2=2)
+        losses = (
+            self.node_losses(ctx.flatten(0, 1), task, image, own, scale)
+            .view(-1, n, n)
+            .diagonal(dim1=1, dim2=2))
     else:
         ctx = self.ctx.detach().requires_grad_()
         losses = self.node_losses(ctx, task, image, self.member, scale)
@@ -482,7 +516,8 @@ def tower_key(
     tower:PromptTower, # Tower of a run
 )->dict: # Plain values
     "What identifies a tower: model, precision, classes, the context's length and place"
-    return dict(model=tower.clip.key, dtype=str(tower.dtype), n_ctx=tower.n_ctx, position=tower.position, classnames=list(tower.classnames))
+    return dict(model=tower.clip.key, dtype=str(tower.dtype), n_ctx=tower.n_ctx, position=tower.position,
+                classnames=list(tower.classnames))
 
 def _hash(*tensors):
     "SHA-256 of the tensors' bytes, shortened"
@@ -495,10 +530,16 @@ def identity(self:PromptTrainer)->dict: # Plain values, for JSON
     "What must be the same for a checkpoint to fit: tower, settings, tasks, groups, first prompts"
     if self._identity: return self._identity
     c = {k: v for k, v in asdict(self.config).items() if k not in ('device', 'checkpoint_every')}
-    tasks = [dict(name=t.name, images=len(t.train), classnames=list(t.classnames), data=_hash(t.train.x, t.train.y)) for t in self.tasks]
+    tasks = [
+        dict(
+            name=t.name, images=len(t.train), classnames=list(t.classnames), data=_hash(t.train.x, t.train.y))
+        for t in self.tasks]
     m, by = self.meter, self.combine
-    self._identity = dict(tower=tower_key(self.tower), config=c, scale=float(self.scale), tasks=tasks, groups=[list(g) for g in self.groups],
-                meter=None if m is None else dict(every=m.every, kind=m.kind), combine=by and dict(by.settings(), name=type(by).__name__), prompts=dict(shape=list(self.ctx.shape), values=_hash(self.start)))
+    self._identity = dict(tower=tower_key(self.tower), config=c, scale=float(self.scale), tasks=tasks,
+                          groups=[list(g) for g in self.groups],
+                          meter=None if m is None else dict(every=m.every, kind=m.kind),
+                          combine=by and dict(by.settings(), name=type(by).__name__),
+                          prompts=dict(shape=list(self.ctx.shape), values=_hash(self.start)))
     return self._identity
 
 # %% ../nbs/paper/06_train.ipynb #0a26cf06
@@ -508,9 +549,12 @@ def first_difference(
     at:str='', # Where these two sit
 )->str|None: # Such as "config.lr was 0.1, is 0.2"; None if equal
     "Where two nested values differ first, in words"
-    if isinstance(old, dict) and isinstance(new, dict): pairs = [(f"{at}.{k}".lstrip('.'), old.get(k), new.get(k)) for k in {**old, **new}]
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new): pairs = [(f"{at}[{i}]", a, b) for i, (a, b) in enumerate(zip(old, new))]
-    elif isinstance(old, list) and isinstance(new, list): return f"{at} had {len(old)} entries, has {len(new)}"
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = [(f"{at}.{k}".lstrip('.'), old.get(k), new.get(k)) for k in {**old, **new}]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = [(f"{at}[{i}]", a, b) for i, (a, b) in enumerate(zip(old, new))]
+    elif isinstance(old, list) and isinstance(new, list):
+        return f"{at} had {len(old)} entries, has {len(new)}"
     else: return None if old == new else f"{at} was {old!r}, is {new!r}"
     return next((d for k, a, b in pairs if (d := first_difference(a, b, k))), None)
 
@@ -521,7 +565,8 @@ def save(self:PromptTrainer,
 ):
     "Write all that the next step depends on: whole, or not at all"
     history = torch.stack(self.history) if self.history else self.loss_sum.new_zeros(0, len(self.ctx))
-    tensors = dict(ctx=self.ctx, momentum=self.momentum, log_scale=self.log_scale, scale_momentum=self.scale_momentum, loss_sum=self.loss_sum, history=history)
+    tensors = dict(ctx=self.ctx, momentum=self.momentum, log_scale=self.log_scale,
+                   scale_momentum=self.scale_momentum, loss_sum=self.loss_sum, history=history)
     if self.meter is not None: tensors |= {f'meter_{k}': v for k, v in self.meter.state_dict().items()}
     if self.combine is not None: tensors |= {f'combine_{k}': v for k, v in self.combine.state_dict().items()}
     save_tensors(path, tensors, dict(format='hipro_nb prompts 1', step=self.step, identity=self.identity()))
@@ -532,13 +577,18 @@ def load(self:PromptTrainer,
 ):
     "Go on from a checkpoint; `BadData` naming the first thing in which its run differs from this one"
     t, meta = load_tensors(path)
-    if meta.get('format') != 'hipro_nb prompts 1': raise BadData(f"{path} is no checkpoint of a training run; expected a file that train_prompts wrote")
+    if meta.get('format') != 'hipro_nb prompts 1':
+        raise BadData(f"{path} is no checkpoint of a training run; expected a file that train_prompts wrote")
     if diff := first_difference(meta['identity'], json.loads(json.dumps(self.identity()))):
-        raise BadData(f"checkpoint {path} is of another run: {diff}. Expected the same, or another file, or resume=False")
-    for name in ('ctx', 'momentum', 'log_scale', 'scale_momentum', 'loss_sum'): getattr(self, name).copy_(t[name])
+        raise BadData(
+            f"checkpoint {path} is of another run: {diff}. Expected the same, or another file, or"
+            " resume=False")
+    for name in ('ctx', 'momentum', 'log_scale', 'scale_momentum', 'loss_sum'):
+        getattr(self, name).copy_(t[name])
     self.step, self.history = meta['step'], list(t['history'])
     if self.meter is not None: self.meter.load_state_dict({k: t[f'meter_{k}'] for k in ('total', 'count')})
-    if self.combine is not None: self.combine.load_state_dict({k[8:]: v for k, v in t.items() if k.startswith('combine_')})
+    if self.combine is not None:
+        self.combine.load_state_dict({k[8:]: v for k, v in t.items() if k.startswith('combine_')})
 
 # %% ../nbs/paper/06_train.ipynb #5d1c7a05
 def run_steps(
@@ -550,7 +600,8 @@ def run_steps(
 ):
     "To the end of training; Ctrl-C keeps the last whole step, a second one only the last checkpoint"
     if checkpoint and trainer.step == 0: trainer.save(checkpoint)
-    bar = tqdm(total=trainer.total_steps, initial=trainer.step, desc=desc, unit='step', leave=False, disable=None if progress else True)
+    bar = tqdm(total=trainer.total_steps, initial=trainer.step, desc=desc, unit='step', leave=False,
+               disable=None if progress else True)
     try:
         while trainer.step < trainer.total_steps:
             take()
@@ -573,7 +624,11 @@ class PromptRun:
     steps:int=0 # Steps taken, over all epochs
     seconds:float=0. # Time of this process's own steps
     meter:AffinityMeter|None=None # The affinity collected on the way
-    def __repr__(self): return f"PromptRun({len(self.ctx)} nodes, {self.steps} steps, loss {self.history[0].mean():.3f} -> {self.history[-1].mean():.3f})"
+    def __repr__(self):
+        return (
+            f"PromptRun({len(self.ctx)} nodes, {self.steps} steps, loss {self.history[0].mean():.3f} ->"
+            f" {self.history[-1].mean():.3f})")
+
 
 @patch
 def run(self:PromptTrainer,
@@ -603,8 +658,9 @@ def _train_own(own, tower, tasks, groups, config, scale, ctx, meter, checkpoint,
     if checkpoint and resume and Path(checkpoint).exists(): trainer.load(checkpoint)
     began = time.perf_counter()
     trainer.run(checkpoint, progress)
-    return PromptRun(trainer.ctx, trainer.groups, torch.stack(trainer.history), trainer.log_scale if config.learn_temperature else None,
-                     trainer.step, time.perf_counter() - began, meter)
+    return PromptRun(trainer.ctx, trainer.groups, torch.stack(trainer.history),
+                     trainer.log_scale if config.learn_temperature else None, trainer.step,
+                     time.perf_counter() - began, meter)
 
 # %% ../nbs/paper/06_train.ipynb #c64aa600
 def _world():
@@ -629,10 +685,12 @@ def _join(part, own, groups, ctx, config, meter):
     "One `PromptRun` out of every process's nodes"
     n, none = len(groups), ctx.new_zeros(0)
     grown = lambda x, *shape: _spread(x if part else none.new_zeros(0, *shape), own, n)
-    trained, history = grown(part and part.ctx, *ctx.shape[1:]), grown(part and part.history.to(ctx).T.contiguous(), config.epochs)
+    trained, history = grown(part and part.ctx, *ctx.shape[1:]), grown(
+        part and part.history.to(ctx).T.contiguous(), config.epochs)
     scales = grown(part and part.log_scale) if config.learn_temperature else None
     if meter is not None: _join_meter(meter, own, n, ctx.device)
-    facts = torch.tensor([part.steps, part.seconds] if part else [0., 0.], dtype=torch.float64, device=ctx.device)
+    facts = torch.tensor(
+        [part.steps, part.seconds] if part else [0.0, 0.0], dtype=torch.float64, device=ctx.device)
     dist.all_reduce(facts, dist.ReduceOp.MAX)
     return PromptRun(trained, groups, history.T, scales, int(facts[0]), float(facts[1]), meter)
 
@@ -641,14 +699,17 @@ def _train_shared(args, groups, ctx, config, meter, checkpoint, progress):
     "Train every `world`-th group in this process, then give all results to all processes"
     rank, world = _world()
     own, error, part = list(range(rank, len(groups), world)), None, None
-    path = checkpoint and Path(checkpoint).with_name(f"{Path(checkpoint).stem}.{rank}of{world}{Path(checkpoint).suffix}")
+    path = checkpoint and Path(checkpoint).with_name(
+        f"{Path(checkpoint).stem}.{rank}of{world}{Path(checkpoint).suffix}")
     try: part = _train_own(*args(own, path, progress and not rank)) if own else None
     except Exception as e: error = e
     device = torch.device(config.device or ctx.device)
     failed = torch.tensor(float(error is not None), device=device)
     dist.all_reduce(failed)
     if error: raise error
-    if failed: raise NonFiniteLoss("another process stopped; its message says why. No checkpoint of this process was lost")
+    if failed:
+        raise NonFiniteLoss(
+            "another process stopped; its message says why. No checkpoint of this process was lost")
     return _join(part, own, groups, ctx.to(device), config, meter)
 
 # %% ../nbs/paper/06_train.ipynb #08e4f44e
@@ -663,14 +724,17 @@ def train_prompts(
     checkpoint:str|Path|None=None, # File to keep the state in
     resume:bool=True, # Go on from `checkpoint` if it is there
     progress:bool=True, # Show a bar, if standard error is a terminal
-    combine:Combine|None=None, # Makes a step's gradient out of the tasks' own; then every group holds all tasks
+    # Makes a step's gradient out of the tasks' own; then every group holds all tasks
+    combine:Combine|None=None,
 )->PromptRun: # Trained prompts
     "Train a prompt per group, all side by side; under `torchrun` the processes share out the groups"
     if ctx is None: ctx = tower.init_ctx(len(groups), config.seed)
-    if len(ctx) != len(groups): raise BadData(f"{len(ctx)} prompts for {len(groups)} nodes; expected one each")
+    if len(ctx) != len(groups):
+        raise BadData(f"{len(ctx)} prompts for {len(groups)} nodes; expected one each")
     everything = list(range(len(groups)))
     with _placed(tower, config) as tower:
-        args = lambda own, path, bar: (own, tower, tasks, [groups[m] for m in own], config, scale, ctx[own], meter, path, resume, bar, combine)
+        args = lambda own, path, bar: (own, tower, tasks, [groups[m] for m in own], config, scale, ctx[own],
+                                       meter, path, resume, bar, combine)
         if _world()[1] == 1: run = _train_own(*args(everything, checkpoint, progress))
         else: run = _train_shared(args, groups, ctx, config, meter, checkpoint, progress)
     run.ctx, run.history = run.ctx.cpu(), run.history.cpu()
@@ -687,7 +751,8 @@ def affinity_overhead(
     clock:Callable=time.perf_counter, # Seconds; on a busy CPU, `time.process_time` and one thread
 )->dict: # Seconds of both kinds of step; extra steps per step, measured and counted
     "Time plain steps and snapshots in turn, in one process, and compare their medians"
-    trainer = PromptTrainer(tower, tasks, [range(len(tasks))] * n_prompts, config, meter=AffinityMeter(len(tasks), every))
+    trainer = PromptTrainer(
+        tower, tasks, [range(len(tasks))] * n_prompts, config, meter=AffinityMeter(len(tasks), every))
     task, image = trainer.batch(0)
     seconds = dict(gradients=[], snapshot=[])
     for r in range(rounds + 1):
@@ -697,5 +762,6 @@ def affinity_overhead(
             if r: times.append(clock() - began)
     plain, snap = map(np.median, seconds.values())
     here = [k.tolist() for i, k in enumerate(trainer.ids) if (task == i).any()]
-    return dict(tasks=len(tasks), route=trainer.route(torch.bincount(task, minlength=len(tasks)) > 0), step_s=float(plain), snapshot_s=float(snap),
-                measured=float(snap / plain - 1) / every, counted=snapshot_overhead(here, every, prefix_cost(tower)))
+    return dict(tasks=len(tasks), route=trainer.route(torch.bincount(task, minlength=len(tasks)) > 0),
+                step_s=float(plain), snapshot_s=float(snap), measured=float(snap / plain - 1) / every,
+                counted=snapshot_overhead(here, every, prefix_cost(tower)))

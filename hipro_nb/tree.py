@@ -23,20 +23,28 @@ from .escape import html_text, plain_text
 
 # %% ../nbs/paper/05_tree.ipynb #2aa5aacf
 def _to_grid(a):
-    "Integers (as float64) proportional to `a`, small enough that sums over pairs of groups are exact, and their exponent."
+    """Integers (as float64) proportional to `a`, small enough that sums over pairs of groups are exact, and
+    their exponent."""
     free = 52 - ceil(log2(max(1, len(a)**2 / 4)))
     top = np.frexp(np.abs(a).max())[1]
     return np.rint(np.ldexp(a, free - top)), int(top - free)
 
 # %% ../nbs/paper/05_tree.ipynb #736a87c0
 def _checked(affinity, tol=1e-5):
-    "A symmetric float64 copy of `affinity`; raises `ValueError` if it is not square, finite and symmetric to `tol` of its largest entry."
-    a = np.array(affinity.detach().cpu().double().numpy() if isinstance(affinity, Tensor) else affinity, dtype=np.float64)
-    if a.ndim != 2 or len(a) != a.shape[1] or not len(a): raise ValueError(f'affinity must be N x N for N >= 1 tasks, but has shape {a.shape}')
+    """A symmetric float64 copy of `affinity`; raises `ValueError` if it is not square, finite and symmetric
+    to `tol` of its largest entry."""
+    a = np.array(affinity.detach().cpu().double().numpy() if isinstance(affinity, Tensor) else affinity,
+                 dtype=np.float64)
+    if a.ndim != 2 or len(a) != a.shape[1] or not len(a):
+        raise ValueError(f'affinity must be N x N for N >= 1 tasks, but has shape {a.shape}')
     off = np.where(np.eye(len(a), dtype=bool), 0., a)
-    for i, j in np.argwhere(~np.isfinite(off)): raise ValueError(f'affinity of tasks {i} and {j} is {a[i,j]}: every pair of tasks needs a finite affinity')
+    for i, j in np.argwhere(~np.isfinite(off)):
+        raise ValueError(
+            f'affinity of tasks {i} and {j} is {a[i,j]}: every pair of tasks needs a finite affinity')
     for i, j in np.argwhere(np.abs(off - off.T) > tol*np.abs(off).max()):
-        raise ValueError(f'affinity is not symmetric: {a[i,j]:g} for tasks {i} and {j}, but {a[j,i]:g} for tasks {j} and {i}')
+        raise ValueError(
+            f'affinity is not symmetric: {a[i,j]:g} for tasks {i} and {j}, but {a[j,i]:g} for tasks {j}'
+            f' and {i}')
     return off/2 + off.T/2
 
 # %% ../nbs/paper/05_tree.ipynb #bee4c459
@@ -60,16 +68,19 @@ def _fault(groups, n_tasks, merges, heights):
 def _fault_of_heights(heights, n):
     "What is wrong with the heights of `n` internal nodes; None if nothing is"
     if len(heights) != n or not all(map(isfinite, heights)): return _incomplete
-    if any(a > b for a, b in zip(heights, heights[1:])): return 'heights must not fall from one merge to the next'
+    if any(a > b for a, b in zip(heights, heights[1:])):
+        return 'heights must not fall from one merge to the next'
 
 # %% ../nbs/paper/05_tree.ipynb #ee0df522
 @dataclass(frozen=True, repr=False)
 class TaskTree:
-    "Task groups that form a tree: first the leaf of each task, then internal nodes in order of merging. Raises `ValueError` for anything else."
+    """Task groups that form a tree: first the leaf of each task, then internal nodes in order of merging.
+    Raises `ValueError` for anything else."""
     groups:tuple[tuple[int,...],...] # Sorted task indices of each node, G_m
     n_tasks:int # Number of tasks, N
     merges:tuple[tuple[int,...],...]=() # Children of each internal node, as node indices
-    heights:tuple[float,...]=() # Height of each internal node, not falling: the round, or a distance if not balanced
+    # Height of each internal node, not falling: the round, or a distance if not balanced
+    heights:tuple[float,...]=()
     affinities:tuple[float,...]=() # Eq. 4 for the two children of each internal node; empty if not clustered
 
     def __post_init__(self):
@@ -112,7 +123,8 @@ class _Clusters:
     "Clusters during agglomeration, each in the slot of its smallest task."
     def __init__(self, sums):
         n = len(sums)
-        self.sums, self.sizes, self.node, self.alive = sums.copy(), np.ones(n), np.arange(n), np.ones(n, dtype=bool)
+        self.sums, self.sizes, self.node, self.alive = (sums.copy(), np.ones(n), np.arange(n),
+                                                        np.ones(n, dtype=bool))
         self.offer_all()
 
 # %% ../nbs/paper/05_tree.ipynb #4a012c92
@@ -167,13 +179,16 @@ def merge(self:_Clusters,
 
 # %% ../nbs/paper/05_tree.ipynb #941c2768
 def balanced_tree(
-    affinity:Num[np.ndarray,'...']|Num[Tensor,'...'], # Affinity of each pair of tasks, N x N, symmetric (Eq. 3)
+    # Affinity of each pair of tasks, N x N, symmetric (Eq. 3)
+    affinity:Num[np.ndarray,'...']|Num[Tensor,'...'],
     balanced:bool=True, # Set new clusters aside until fewer than 2 remain; False is plain average linkage
 )->TaskTree: # N leaves and N-1 internal nodes
-    "Cluster tasks by average affinity (Eq. 4), the most similar first. Raises `ValueError` if `affinity` is not square, finite and symmetric."
+    """Cluster tasks by average affinity (Eq. 4), the most similar first. Raises `ValueError` if `affinity` is
+    not square, finite and symmetric."""
     units, exponent = _to_grid(_checked(affinity))
     c, n = _Clusters(units), len(units)
-    merges, heights, found, rounds, top = [], [], [], 1, units.max(where=~np.eye(n, dtype=bool), initial=-np.inf)
+    merges, heights, found, rounds, top = ([], [], [], 1,
+                                           units.max(where=~np.eye(n, dtype=bool), initial=-np.inf))
     for node in range(n, 2*n-1):
         if c.on.sum() < 2:
             c.offer_all()
@@ -215,7 +230,8 @@ def path(self:TaskTree,
     task:int, # Task index, 0 to N-1
 )->list[int]: # Nodes that contain the task, from its leaf to the root
     "The nodes whose prompts learn from `task`. Raises `ValueError` for a task that the tree does not have."
-    if not 0 <= task < self.n_tasks: raise ValueError(f'no task {task}: the tree has tasks 0 to {self.n_tasks-1}')
+    if not 0 <= task < self.n_tasks:
+        raise ValueError(f'no task {task}: the tree has tasks 0 to {self.n_tasks-1}')
     nodes, up = [task], self.parent
     while up[nodes[-1]] is not None: nodes.append(up[nodes[-1]])
     return nodes
@@ -240,7 +256,8 @@ def flat_tree(
 @patch
 def to_dict(self:TaskTree)->dict: # Lists and numbers only
     "The tree as a dictionary for JSON."
-    return dict(n_tasks=self.n_tasks, merges=[list(c) for c in self.merges], heights=list(self.heights), affinities=list(self.affinities))
+    return dict(n_tasks=self.n_tasks, merges=[list(c) for c in self.merges], heights=list(self.heights),
+                affinities=list(self.affinities))
 
 # %% ../nbs/paper/05_tree.ipynb #76b03585
 class _TreeMerges(TypedDict):
@@ -326,9 +343,11 @@ def plot_tree(
     texts, (at, level), shade = _named(tree, names), _layout(tree), _shade(tree, labels)
     if ax is None: ax = plt.subplots(figsize=(5, .6 + .28*tree.n_tasks))[1]
     for node, children in enumerate(tree.merges, tree.n_tasks):
-        for c in children: ax.plot([level[c], level[node], level[node]], [at[c], at[c], at[node]], c=shade[node], lw=2)
+        for c in children:
+            ax.plot([level[c], level[node], level[node]], [at[c], at[c], at[node]], c=shade[node], lw=2)
     ax.set_yticks(range(tree.n_tasks), [texts[i] for i in tree.order], parse_math=False)
-    for tick, i in zip(ax.get_yticklabels(), tree.order): tick.set_color('black' if labels is None else shade[i])
+    for tick, i in zip(ax.get_yticklabels(), tree.order):
+        tick.set_color('black' if labels is None else shade[i])
     ax.set(xlabel='level', xticks=range(level[-1] + 1), ylim=(tree.n_tasks - .5, -.5))
     ax.spines[['top', 'right', 'left']].set_visible(False)
     return ax
@@ -340,14 +359,16 @@ def plot_affinity(
     tree:TaskTree|None=None, # Tree whose order to use; clustered here if None
     ax:Axes|None=None, # Axes to draw on; new ones if None
 )->Axes: # The axes
-    "Heat map of the affinities, tasks in clustering order. Raises `ValueError` if the number of names or the tree does not fit."
+    """Heat map of the affinities, tasks in clustering order. Raises `ValueError` if the number of names or
+    the tree does not fit."""
     a, tree = _checked(affinity), tree or balanced_tree(affinity)
     texts, order = _named(tree, names), list(tree.order)
     if len(a) != tree.n_tasks: raise ValueError(f'affinity of {len(a)} tasks, but a tree of {tree.n_tasks}')
     if ax is None: ax = plt.subplots(figsize=(2.5 + .25*len(a), 1.5 + .25*len(a)))[1]
     size = np.abs(a).max()
     shown = np.ma.masked_where(np.eye(len(a), dtype=bool), a[order][:,order])
-    ax.figure.colorbar(ax.imshow(shown, cmap='RdBu', vmin=-size, vmax=size), ax=ax, label='affinity', shrink=.8)
+    ax.figure.colorbar(
+        ax.imshow(shown, cmap='RdBu', vmin=-size, vmax=size), ax=ax, label='affinity', shrink=0.8)
     ax.set_xticks(range(len(a)), [texts[i] for i in order], rotation=90, parse_math=False)
     ax.set_yticks(range(len(a)), [texts[i] for i in order], parse_math=False)
     return ax

@@ -22,7 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 # %% ../nbs/pictures/24_views.ipynb #bca07853
-from .data import BadData, Features, FeatureStore, FrozenCLIP, Task, _bar, _in_order, _threads, encode_tasks, image_hash, load_tensors
+from .data import (BadData, Features, FeatureStore, FrozenCLIP, Task, _bar, _in_order, _threads,
+                           encode_tasks, image_hash, load_tensors)
 
 # %% ../nbs/pictures/24_views.ipynb #2ea9985d
 def crop_box(
@@ -70,7 +71,8 @@ def view_tower(
     "A tower that sees one training view of each picture."
     key = hashlib.sha256(f'{clip.key} view {number} seed {seed} scale {scale}'.encode()).hexdigest()
     size = tuple(clip.preprocess(Image.new('RGB', (64, 64))).shape[-2:])
-    return FrozenCLIP(clip.model, clip.tokenizer, View(clip.preprocess, size, number, seed, scale), clip.name, key, clip.dtype)
+    return FrozenCLIP(clip.model, clip.tokenizer, View(clip.preprocess, size, number, seed, scale), clip.name,
+                      key, clip.dtype)
 
 # %% ../nbs/pictures/24_views.ipynb #c600ed83
 def encode_views(
@@ -86,10 +88,17 @@ def encode_views(
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     done = encode_tasks(clip, tasks, store, **kwargs)
     if views==1: return done
-    if lost:=[t.name for t in tasks if t.is_encoded]: raise BadData(f'task {lost[0]!r} holds features: expected images, of which views can be made')
+    if lost := [t.name for t in tasks if t.is_encoded]:
+        raise BadData(f'task {lost[0]!r} holds features: expected images, of which views can be made')
+
     towers = [view_tower(clip, r, seed) for r in range(views)]
-    def _train(t, images): return Features(torch.cat([store.features(o, images, **kwargs) for o in towers]), t.train.y.repeat(views))
-    return [Task(t.name, t.classnames, _train(t, raw.train.images), t.test, t.val, t.meta) for t,raw in zip(done, tasks)]
+    def _train(t, images):
+        return Features(
+            torch.cat([store.features(o, images, **kwargs) for o in towers]), t.train.y.repeat(views))
+
+    return [
+        Task(t.name, t.classnames, _train(t, raw.train.images), t.test, t.val, t.meta)
+        for t, raw in zip(done, tasks)]
 
 # %% ../nbs/pictures/24_views.ipynb #d32cb7e4
 @cache
@@ -116,18 +125,25 @@ class Leak:
     def __str__(self):
         learned, tested = ([o for o in self.places if (o[1]=='test')==k] for k in (False, True))
         pair = min(((a, b) for a in learned for b in tested), key=lambda ab: ab[0][0]!=ab[1][0])
-        return ' = '.join(f'{t}, {p} {n}' for t,p,_,n in pair) + (f' ({len(self.places)} copies)' if len(self.places)>2 else '')
+        return ' = '.join(f'{t}, {p} {n}' for t, p, _, n in pair) + (
+            f' ({len(self.places)} copies)' if len(self.places) > 2 else '')
 
 def find_leaks(
     tasks:Sequence, # Tasks of images
     progress:bool=True, # Show a progress bar on a terminal
 )->list: # A `Leak` for each picture, those within a task first
     "Find pictures of the same content in training and in test images, within a task and across tasks."
-    items = [(t.name, k, i, p.images[i]) for t in tasks if not t.is_encoded for k,p in t.parts.items() for i in range(len(p))]
+    items = [
+        (t.name, k, i, p.images[i])
+        for t in tasks
+        if not t.is_encoded
+        for k, p in t.parts.items()
+        for i in range(len(p))]
     at = {}
     with ThreadPoolExecutor(_threads()) as pool:
         hashes = _in_order(pool, known_hash, (o[-1] for o in items), 64)
-        for (t, k, i, image),h in zip(items, _bar(hashes, progress, total=len(items), desc='comparing', unit='image')):
+        for (t, k, i, image), h in zip(
+            items, _bar(hashes, progress, total=len(items), desc='comparing', unit='image')):
             name = f'{image.parent.name}/{image.name}' if isinstance(image, Path) else f'image {i}'
             at.setdefault(h, {}).setdefault((t, k, name), (t, k, i, name))
     leaks = [Leak(tuple(ps.values())) for ps in at.values() if len({p=='test' for _,p,*_ in ps.values()})==2]
@@ -140,25 +156,32 @@ def warn_of_leaks(
 )->bool: # Was there any?
     "Warn of pictures that are in training and in test images, with one of them by name."
     if found:=find_leaks(tasks, progress):
-        count = f'{len(found)} pictures are in training and in test images, such as' if found[1:] else '1 picture is in training and in test images:'
+        count = (
+            f'{len(found)} pictures are in training and in test images, such as'
+            if found[1:]
+            else '1 picture is in training and in test images:')
         warnings.warn(f'{count} {found[0]}; `hipro_nb.views.find_leaks` lists them')
     return bool(found)
 
 # %% ../nbs/pictures/24_views.ipynb #1d25212e
 @patch
-def towers(self:FeatureStore)->list: # A dict for each tower: folder, model, precision, shards, images, megabytes
+def towers(self:FeatureStore,
+)->list: # A dict for each tower: folder, model, precision, shards, images, megabytes
     "What the store on disk holds, by tower. An image that two processes encoded at once counts twice."
     if self.dir is None or not self.dir.is_dir(): return []
     out = []
     for about in sorted(self.dir.glob('*/about.json')):
         shards, said = list(about.parent.glob('*.safetensors')), json.loads(about.read_text(encoding='utf8'))
-        out.append(dict(folder=about.parent.name, model=said['model'], precision=said['precision'].split('.')[-1], shards=len(shards),
-                        images=sum(_rows(p) for p in shards), megabytes=round(sum(p.stat().st_size for p in shards)/2**20, 3)))
+        out.append(
+            dict(folder=about.parent.name, model=said['model'], precision=said['precision'].split('.')[-1],
+                 shards=len(shards), images=sum(_rows(p) for p in shards),
+                 megabytes=round(sum(p.stat().st_size for p in shards) / 2**20, 3)))
     return out
 
 def _rows(shard:Path)->int:
     "Images in a shard, from its header alone; 0 for a damaged one."
-    with suppress(ValueError, KeyError, OSError), open(shard, 'rb') as f: return json.loads(f.read(int.from_bytes(f.read(8), 'little')))['hash']['shape'][0]
+    with suppress(ValueError, KeyError, OSError), open(shard, 'rb') as f:
+        return json.loads(f.read(int.from_bytes(f.read(8), 'little')))['hash']['shape'][0]
     return 0
 
 # %% ../nbs/pictures/24_views.ipynb #ded4a241
@@ -181,7 +204,10 @@ def prune(self:FeatureStore,
     stay = None if keep is None else {self._name(c) for c in keep}
     gone = [p.parent for p in self.dir.glob('*/about.json') if stay is not None and p.parent.name not in stay]
     gone += [self.dir/n for n in self.verify() if (self.dir/n).parent not in gone]
-    gone += [p for p in self.dir.glob('*/.*.tmp') if p.parent not in gone and time.time()-p.stat().st_mtime>86400]
+    gone += [
+        p
+        for p in self.dir.glob('*/.*.tmp')
+        if p.parent not in gone and time.time() - p.stat().st_mtime > 86400]
     if not dry_run:
         for p in gone: shutil.rmtree(p) if p.is_dir() else p.unlink()
         self._tables.clear()
@@ -198,4 +224,5 @@ def encoding_speed(
     x = FeatureStore().features(clip, images, progress=False, **kwargs)
     wall, cpu = time.perf_counter()-wall, time.process_time()-cpu
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return dict(images=len(x), seconds=round(wall, 3), images_per_second=round(len(x)/wall, 1), cores=cores, busy=round(cpu/wall/cores, 3))
+    return dict(images=len(x), seconds=round(wall, 3), images_per_second=round(len(x) / wall, 1), cores=cores,
+                busy=round(cpu / wall / cores, 3))

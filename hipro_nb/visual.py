@@ -33,10 +33,17 @@ def _check_tower(clip:FrozenCLIP)->None:
     "Refuse a tower without a place for tokens, by name."
     v = clip.model.visual
     kind = type(v).__name__ + (f' around a {type(v.trunk).__name__}' if hasattr(v, 'trunk') else '')
-    if not has_blocks(clip): raise BadData(f'model {clip.name!r}: its image tower, a {kind}, has no place for visual prompts; expected a VisionTransformer of open_clip')
-    if not v.transformer.batch_first: raise BadData(f'model {clip.name!r}: its blocks take tokens first; expected blocks that take images first')
+    if not has_blocks(clip):
+        raise BadData(
+            f'model {clip.name!r}: its image tower, a {kind}, has no place for visual prompts; expected a'
+            ' VisionTransformer of open_clip')
+    if not v.transformer.batch_first:
+        raise BadData(
+            f'model {clip.name!r}: its blocks take tokens first; expected blocks that take images first')
     if v.pool_type=='none' and (v.attn_pool is None or v.attn_pool_contrastive is not None):
-        raise BadData(f'model {clip.name!r}: its pooling (pool_type none, a contrastive query apart) gives no plain feature; expected tok, avg or one pooling query')
+        raise BadData(
+            f'model {clip.name!r}: its pooling (pool_type none, a contrastive query apart) gives no plain'
+            ' feature; expected tok, avg or one pooling query')
 
 # %% ../nbs/methods/47_visual.ipynb #b0b80ee7
 class VisionTower:
@@ -51,28 +58,37 @@ class VisionTower:
         self.n_blocks,self.width = len(self.resblocks),self.visual.transformer.width
         self.n_tokens,self.patch_size = len(self.visual.positional_embedding),self.visual.patch_size
 
-    def __repr__(self): return f'VisionTower({self.clip.name}: {self.n_blocks} blocks of width {self.width}, {self.n_tokens} tokens an image)'
+    def __repr__(self):
+        return (
+            f'VisionTower({self.clip.name}: {self.n_blocks} blocks of width {self.width}, {self.n_tokens}'
+            ' tokens an image)')
 
 # %% ../nbs/methods/47_visual.ipynb #0a44536b
 @patch
 def _precision(self:VisionTower):
     "As `FrozenCLIP.encode_image`: autocast where the compute type is not the weights' own."
     own = self.clip.model.logit_scale.dtype
-    return nullcontext() if self.clip.precision==own else torch.autocast(self.clip.device.type, dtype=self.clip.precision)
+    return (
+        nullcontext()
+        if self.clip.precision == own
+        else torch.autocast(self.clip.device.type, dtype=self.clip.precision))
 
 @patch
 def stem(self:VisionTower,
     pixels:Float[Tensor,'B c h v'], # Preprocessed pictures
     depth:int=0, # Blocks to go through as well
 )->Float[Tensor,'B n w']: # Tokens before block `depth`
-    "What no prompt changes: class token and patches with their positions, and the first `depth` blocks; without gradient."
+    """What no prompt changes: class token and patches with their positions, and the first `depth` blocks;
+    without gradient."""
     with torch.no_grad(), self._precision():
         x = self.visual._embeds(pixels.to(self.clip.device, self.clip.model.logit_scale.dtype))
         for block in self.resblocks[:depth]: x = block(x)
     return x
 
 # %% ../nbs/methods/47_visual.ipynb #a623cd48
-def _is_plain(block:nn.Module)->bool: return type(block) is ResidualAttentionBlock and not hasattr(block, 'ln_1_kv')
+def _is_plain(block: nn.Module) -> bool:
+    return type(block) is ResidualAttentionBlock and not hasattr(block, 'ln_1_kv')
+
 
 def _keys(block:ResidualAttentionBlock, x:Float[Tensor,'B n w'])->Float[Tensor,'B n w2']:
     "Keys and values of tokens in a block, side by side."
@@ -80,7 +96,8 @@ def _keys(block:ResidualAttentionBlock, x:Float[Tensor,'B n w'])->Float[Tensor,'
     return F.linear(block.ln_1(x), a.in_proj_weight[w:], a.in_proj_bias[w:])
 
 def _block(block:ResidualAttentionBlock, x:Float[Tensor,'B n w'], more:Float[Tensor,'B V w2']|None=None, m:int|None=None)->Float[Tensor,'B m w']:
-    "What a block makes of the first `m` tokens (of all if None), which attend to all of `x` and to keys and values `more`."
+    """What a block makes of the first `m` tokens (of all if None), which attend to all of `x` and to keys and
+    values `more`."""
     w,a,kv = x.shape[-1],block.attn,_keys(block, x)
     if more is not None: kv = torch.cat([kv, more.to(kv)], 1)
     q = F.linear(block.ln_1(x[:,:m]), a.in_proj_weight[:w], a.in_proj_bias[:w])
@@ -92,12 +109,22 @@ def _block(block:ResidualAttentionBlock, x:Float[Tensor,'B n w'], more:Float[Ten
 # %% ../nbs/methods/47_visual.ipynb #ec8fa341
 @patch
 def _spread(self:VisionTower, prompts:Tensor|None, n:int, first:int, which:Tensor|None=None)->list:
-    "Prompts of each block, `1 V w` or `n V w`, or `M V w` with `which`; raises `ValueError` where they do not fit the tower."
+    """Prompts of each block, `1 V w` or `n V w`, or `M V w` with `which`; raises `ValueError` where they do
+    not fit the tower."""
     if prompts is None: return []
     p = prompts if prompts.ndim==4 else prompts[None]
-    if p.ndim!=4 or p.shape[-1]!=self.width or (which is None and prompts.ndim==4 and len(p)!=n): raise ValueError(f'prompts of shape {tuple(prompts.shape)}: expected (D, V, {self.width}) or ({n}, D, V, {self.width})')
-    if which is not None and (len(which)!=n or n and not 0<=int(which.min())<=int(which.max())<len(p)): raise ValueError(f'which: expected {n} numbers from 0 to {len(p)-1}, a set of prompts for each picture')
-    if not 0<p.shape[1]<=self.n_blocks-first: raise ValueError(f'prompts for {p.shape[1]} blocks from block {first} on: expected 1 to {self.n_blocks-first}, the tower has {self.n_blocks}')
+    if p.ndim != 4 or p.shape[-1] != self.width or (which is None and prompts.ndim == 4 and len(p) != n):
+        raise ValueError(
+            f'prompts of shape {tuple(prompts.shape)}: expected (D, V, {self.width}) or ({n}, D, V,'
+            f' {self.width})')
+    if which is not None and (
+        len(which) != n or n and not 0 <= int(which.min()) <= int(which.max()) < len(p)):
+        raise ValueError(
+            f'which: expected {n} numbers from 0 to {len(p)-1}, a set of prompts for each picture')
+    if not 0 < p.shape[1] <= self.n_blocks - first:
+        raise ValueError(
+            f'prompts for {p.shape[1]} blocks from block {first} on: expected 1 to {self.n_blocks-first}, the'
+            f' tower has {self.n_blocks}')
     return list(p.unbind(1))
 
 def _each(z:Tensor, n:int, which:Tensor|None)->Tensor:
@@ -125,7 +152,8 @@ def _pass(self:VisionTower, l:int, first:int, x:Tensor, n:int, deep:list, which:
     m = 1 if deep and last and self._reads_class() else None
     if l>=len(deep): return block(x) if m is None else _block(block, x, m=m)
     p = deep[l].to(x)
-    if (last or l+1<len(deep)) and _is_plain(block): return _block(block, x[:,:n], _each(_keys(block, p), len(x), which), m)
+    if (last or l + 1 < len(deep)) and _is_plain(block):
+        return _block(block, x[:, :n], _each(_keys(block, p), len(x), which), m)
     x = torch.cat([x[:,:n], _each(p, len(x), which)], 1)
     return block(x) if m is None else _block(block, x, m=m)
 
@@ -133,11 +161,14 @@ def _pass(self:VisionTower, l:int, first:int, x:Tensor, n:int, deep:list, which:
 @patch
 def blocks(self:VisionTower,
     tokens:Float[Tensor,'B n w'], # Tokens before block `first`, from `stem`
-    prompts:Float[Tensor,'D V w']|Float[Tensor,'M D V w']|None=None, # Prompts of D blocks: one set for all pictures, or several
+    # Prompts of D blocks: one set for all pictures, or several
+    prompts:Float[Tensor,'D V w']|Float[Tensor,'M D V w']|None=None,
     first:int=0, # Block that the prompts enter first
-    which:Int64[Tensor,'B']|None=None, # Set of each picture; picture b has set b if None and there are several
+    # Set of each picture; picture b has set b if None and there are several
+    which:Int64[Tensor,'B']|None=None,
 )->Float[Tensor,'B d']: # Unit-norm features, fp32 at least
-    "The blocks from `first` on, each of the first D with its prompts; those of the last of them stay in to the end."
+    """The blocks from `first` on, each of the first D with its prompts; those of the last of them stay in to
+    the end."""
     n,deep = tokens.shape[1],self._spread(prompts, len(tokens), first, which)
     keep = self.recompute and torch.is_grad_enabled()
     x = tokens.to(self.clip.device)
@@ -151,8 +182,10 @@ def blocks(self:VisionTower,
 @patch
 def __call__(self:VisionTower,
     pixels:Float[Tensor,'B c h v'], # Preprocessed pictures
-    prompts:Float[Tensor,'D V w']|Float[Tensor,'M D V w']|None=None, # Prompts of the first D blocks: one set for all pictures, or several
-    which:Int64[Tensor,'B']|None=None, # Set of each picture; picture b has set b if None and there are several
+    # Prompts of the first D blocks: one set for all pictures, or several
+    prompts:Float[Tensor,'D V w']|Float[Tensor,'M D V w']|None=None,
+    # Set of each picture; picture b has set b if None and there are several
+    which:Int64[Tensor,'B']|None=None,
 )->Float[Tensor,'B d']: # Unit-norm features, fp32 at least
     "Features of pictures: the stem, then the blocks."
     return self.blocks(self.stem(pixels), prompts, which=which)
@@ -167,15 +200,20 @@ def init_prompts(self:VisionTower,
     "VPT's random start; block l's draw is the same however many blocks there are."
     g,(a,b) = torch.Generator().manual_seed(seed),self.patch_size
     bound = math.sqrt(6/(3*a*b+self.width))
-    p = torch.stack([torch.rand(n_tokens, self.width, generator=g) for _ in range(self.n_blocks if depth is None else depth)])
-    return ((2*p-1)*bound).to(self.clip.device, torch.promote_types(self.clip.model.logit_scale.dtype, torch.float32))
+    p = torch.stack(
+        [
+            torch.rand(n_tokens, self.width, generator=g)
+            for _ in range(self.n_blocks if depth is None else depth)])
+    return ((2 * p - 1) * bound).to(
+        self.clip.device, torch.promote_types(self.clip.model.logit_scale.dtype, torch.float32))
 
 # %% ../nbs/methods/47_visual.ipynb #5c1d7a90
 @patch
 def share(self:VisionTower,
     n:int=16, # Prompt tokens of a block at ViT-B/16
 )->int: # Prompt tokens of a block, 1 to `n`
-    "As many prompts as are to this tower's tokens what `n` are to the 197 of ViT-B/16, `n` at most and one at least."
+    """As many prompts as are to this tower's tokens what `n` are to the 197 of ViT-B/16, `n` at most and one
+    at least."""
     return min(n, max(1, round(n*self.n_tokens/197)))
 
 # %% ../nbs/methods/47_visual.ipynb #671730bd
@@ -223,7 +261,8 @@ class UnifiedPrompts(nn.Module):
 
 # %% ../nbs/methods/47_visual.ipynb #894f502c
 class CoupledPrompts(nn.Module):
-    "MaPLe's prompts: deep text prompts, and the visual prompts that linear maps make of them; called without arguments"
+    """MaPLe's prompts: deep text prompts, and the visual prompts that linear maps make of them; called
+    without arguments"""
     def __init__(self,
         text:Float[Tensor,'D T w'], # Text prompts to start from
         visual_width:int, # Width of a visual token
@@ -234,7 +273,8 @@ class CoupledPrompts(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.maps = nn.ModuleList(nn.Linear(text.shape[-1], visual_width) for _ in text).to(text)
-    def forward(self)->tuple[Float[Tensor,'D T w'],Float[Tensor,'D T v']]: # Text and visual prompts of every block
+    def forward(self,
+    )->tuple[Float[Tensor,'D T w'],Float[Tensor,'D T v']]: # Text and visual prompts of every block
         "Both sides."
         return self.text,torch.stack([f(p) for f,p in zip(self.maps, self.text)])
 
@@ -250,19 +290,24 @@ class DeepPromptTower(PromptTower):
         super().__init__(clip, classnames, n_ctx, 'end', **kwargs)
         tower = clip.text_tower
         if not hasattr(getattr(tower, 'transformer', None), 'resblocks'):
-            raise BadData(f'model {clip.name!r}: its text tower, a {type(tower).__name__}, has no place for deep prompts; expected blocks of open_clip')
+            raise BadData(
+                f'model {clip.name!r}: its text tower, a {type(tower).__name__}, has no place for deep'
+                ' prompts; expected blocks of open_clip')
         self.n_blocks = len(tower.transformer.resblocks)
 
 @patch
 def _check(self:DeepPromptTower, ctx:Tensor, node:Tensor, cls:Tensor)->None:
     if ctx.ndim!=4 or ctx.shape[2:]!=(self.n_ctx,self.width) or not 0<ctx.shape[1]<=self.n_blocks:
-        raise ValueError(f'ctx of shape {tuple(ctx.shape)}: expected (M, D, {self.n_ctx}, {self.width}) with D from 1 to {self.n_blocks}')
+        raise ValueError(
+            f'ctx of shape {tuple(ctx.shape)}: expected (M, D, {self.n_ctx}, {self.width}) with D from 1 to'
+            f' {self.n_blocks}')
     PromptTower._check(self, ctx[:,0], node, cls)
 
 # %% ../nbs/methods/47_visual.ipynb #1ed30305
 @patch
 def _prefix(self:DeepPromptTower, ctx:Float[Tensor,'M D T w'])->list:
-    "Keys and values of the start token and the context in every layer, as `PromptTower._prefix`, with new context in the first D."
+    """Keys and values of the start token and the context in every layer, as `PromptTower._prefix`, with new
+    context in the first D."""
     M,D,S,w = *ctx.shape[:3],self.width
     ctx = ctx.to(self.dtype)
     hidden = torch.ones(S, S+1, dtype=torch.bool, device=ctx.device).triu(2)

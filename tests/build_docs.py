@@ -1,4 +1,5 @@
 "What `nbdev_docs` does before it calls Quarto, for the checkout it is started in; writes what went wrong to `docs.json`. Used by test_docs.py."
+
 import contextlib
 import io
 import json
@@ -15,7 +16,8 @@ real, report = nbdev.serve_drv.main, {}
 def main(job):
     src = job[0]
     said, err = io.StringIO(), None
-    with warnings.catch_warnings(record=True) as heard, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    with (warnings.catch_warnings(record=True) as heard, contextlib.redirect_stdout(said),
+          contextlib.redirect_stderr(said)):
         warnings.simplefilter("default")
         try: real(job)
         except Exception: err = traceback.format_exc()

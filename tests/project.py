@@ -1,4 +1,5 @@
 "What the project's tests share: where things are, cells of a notebook, a copy to try things in, commands with a time limit."
+
 import ast
 import json
 import os
@@ -40,8 +41,13 @@ def cells(nb, kind=None):
     res = []
     for i, c in enumerate(json.loads(Path(nb).read_text(encoding="utf-8"))["cells"]):
         src = text(c["source"])
-        dirs = dict(re.findall(r"^#\|\s*([\w-]+):?[ \t]*(.*?)[ \t]*$", src, re.M)) if c["cell_type"] == "code" else {}
-        if kind in (None, c["cell_type"]): res.append(dict(index=i, kind=c["cell_type"], source=src, directives=dirs, outputs=c.get("outputs", [])))
+        dirs = (
+            dict(re.findall(r"^#\|\s*([\w-]+):?[ \t]*(.*?)[ \t]*$", src, re.M))
+            if c["cell_type"] == "code"
+            else {})
+        if kind in (None, c["cell_type"]):
+            res.append(
+                dict(index=i, kind=c["cell_type"], source=src, directives=dirs, outputs=c.get("outputs", [])))
     return res
 
 
@@ -59,11 +65,13 @@ def tree_of(c): code = code_of(c); return ast.parse(code) if code is not None el
 
 def module_of(nb):
     "The module that a notebook exports, or None."
-    found = re.search(r"^\s*#\|\s*default_exp\s+(\S+)", "\n".join(c["source"] for c in cells(nb, "code")), re.M)
+    found = re.search(
+        r"^\s*#\|\s*default_exp\s+(\S+)", "\n".join(c["source"] for c in cells(nb, "code")), re.M)
     return found[1] if found else None
 
 
-SKIP = {".git", ".venv", "__pycache__", ".ipynb_checkpoints", ".pytest_cache", ".hypothesis", "_proc", "_docs", "build", "dist"}
+SKIP = {".git", ".venv", "__pycache__", ".ipynb_checkpoints", ".pytest_cache", ".hypothesis", "_proc",
+        "_docs", "build", "dist"}
 
 
 def copy_project(dst):
@@ -77,7 +85,8 @@ def copy_project(dst):
 
 
 def run(*cmd, cwd=ROOT, timeout=900, **env):
-    "Runs a command; its exit status and all that it printed. The whole process group ends with the time limit."
+    """Runs a command; its exit status and all that it printed. The whole process group ends with the time
+    limit."""
     settings = {**{k: v for k, v in os.environ.items() if k != "IN_TEST"}, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **{k: str(v) for k, v in env.items()}}
     p = subprocess.Popen([str(c) for c in cmd], cwd=cwd, env=settings, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                          text=True, encoding="utf-8", errors="replace", start_new_session=True)

@@ -1,6 +1,8 @@
 """A GPU for machines that have none. Its tensors say `cuda:0`, are encoded and trained on as those of a GPU are, and keep their numbers on the CPU; what
 a GPU refuses (a tensor that was left on the CPU, a generator of the CPU) is refused, autocast to bf16 casts, and what the CPU asks of it is counted.
-What it cannot show: a kernel's own rounding, memory, speed. PyTorch's interface for backends in Python, that it stands on, may change; `missing` tells."""
+What it cannot show: a kernel's own rounding, memory, speed. PyTorch's interface for backends in Python, that it stands on, may change; `missing` tells.
+"""
+
 import contextlib
 import functools
 from collections import Counter
@@ -11,21 +13,28 @@ import torch.utils.backend_registration as backends
 from torch.utils._python_dispatch import TorchDispatchMode
 
 NAME, CUDA, aten = "standin", torch.device("cuda:0"), torch.ops.aten
-# What CUDA's autocast does, of the operations that the tests come across (https://docs.pytorch.org/docs/stable/amp.html)
+# What CUDA's autocast does, of the operations that the tests come across
+# (https://docs.pytorch.org/docs/stable/amp.html)
 LOWER = "conv1d conv2d linear matmul mm bmm addmm baddbmm mv scaled_dot_product_attention".split()
 FULL = """softmax.int log_softmax.int layer_norm native_layer_norm group_norm exp expm1 log log1p pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar rsqrt reciprocal softplus
     nll_loss cumsum cumprod sum sum.dim_IntList prod norm.Scalar norm.ScalarOpt_dim mse_loss cdist logsumexp linalg_vector_norm""".split()
 WIDEST = "addcmul addcdiv cat stack dot index_put scatter_add tensordot".split()
 COPIES = {aten._to_copy.default, aten.copy_.default}
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
-ANSWERS = {aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default, aten.masked_select.default}
+ANSWERS = {aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default,
+           aten.masked_select.default}
 
 
 def missing():
     "Why there is no stand-in here; None where there is"
     if torch.cuda.is_available(): return "this machine has a GPU: make test-gpu"
-    if lost := [n for n in ("_ensureCUDADeviceGuardSet", "_set_only_lift_cpu_tensors") if not hasattr(torch._C, n)]: return f"this PyTorch has no torch._C.{lost[0]}"
-    return None if hasattr(backends, "_setup_privateuseone_for_python_backend") else "this PyTorch has no backends written in Python"
+    if lost := [
+        n for n in ("_ensureCUDADeviceGuardSet", "_set_only_lift_cpu_tensors") if not hasattr(torch._C, n)]:
+        return f"this PyTorch has no torch._C.{lost[0]}"
+    return (
+        None
+        if hasattr(backends, "_setup_privateuseone_for_python_backend")
+        else "this PyTorch has no backends written in Python")
 
 
 class OtherDevice(RuntimeError): "What CUDA refuses: tensors or generators of two devices"
@@ -35,7 +44,9 @@ class GPUTensor(torch.Tensor):
     "A tensor of the stand-in, with its numbers in `raw`"
     @staticmethod
     def __new__(cls, raw):
-        t = torch.Tensor._make_wrapper_subclass(cls, raw.size(), strides=raw.stride(), storage_offset=raw.storage_offset(), dtype=raw.dtype, device=f"{NAME}:0")
+        t = torch.Tensor._make_wrapper_subclass(cls, raw.size(), strides=raw.stride(),
+                                                storage_offset=raw.storage_offset(), dtype=raw.dtype,
+                                                device=f"{NAME}:0")
         t.raw = raw
         return t
 
@@ -66,15 +77,23 @@ def mapped(f, x):
 
 def flat(xs):
     "The tensors in nested lists"
-    return [y for x in xs for y in (flat(x) if isinstance(x, (list, tuple)) else [x] if isinstance(x, torch.Tensor) else [])]
+    return [
+        y
+        for x in xs
+        for y in (flat(x) if isinstance(x, (list, tuple)) else [x] if isinstance(x, torch.Tensor) else [])]
 
 
 def refuse(func, args, tensors):
     "What CUDA does not mix: it takes numbers and indices from the CPU, nothing else"
-    if any(isinstance(x, torch.Generator) for x in args): raise OtherDevice(f"{func}: a generator of the CPU, expected one of cuda")
+    if any(isinstance(x, torch.Generator) for x in args):
+        raise OtherDevice(f"{func}: a generator of the CPU, expected one of cuda")
     rest = [args[0], *args[2:]] if func in INDEXING else tensors
-    left = [tuple(x.shape) for x in rest if isinstance(x, torch.Tensor) and not ours(x) and (x.dim() or x is args[0])]
-    if left and func not in COPIES: raise OtherDevice(f"{func}: a tensor of shape {left[0]} on the CPU, others on cuda")
+    left = [
+        tuple(x.shape)
+        for x in rest
+        if isinstance(x, torch.Tensor) and not ours(x) and (x.dim() or x is args[0])]
+    if left and func not in COPIES:
+        raise OtherDevice(f"{func}: a tensor of shape {left[0]} on the CPU, others on cuda")
 
 
 def count(func, args, here, there):
@@ -115,18 +134,21 @@ def casting(op, to):
     def run(*args, **kwargs):
         dtypes = [x.dtype for x in flat([args, tuple(kwargs.values())]) if may(x)]
         cast = (lambda x: x.to(to(dtypes)) if may(x) else x) if dtypes else (lambda x: x)
-        with torch._C._ExcludeDispatchKeyGuard(own): return op(*mapped(cast, args), **{k: mapped(cast, x) for k, x in kwargs.items()})
+        with torch._C._ExcludeDispatchKeyGuard(own):
+            return op(*mapped(cast, args), **{k: mapped(cast, x) for k, x in kwargs.items()})
     return run
 
 
 @functools.cache
 def register():
-    "Make the backend known to PyTorch, once in a process and before its first backward pass; the libraries live as long as what is returned"
+    """Make the backend known to PyTorch, once in a process and before its first backward pass; the libraries
+    live as long as what is returned"""
     backends._setup_privateuseone_for_python_backend(NAME, backend_module=Module())
     torch._C._ensureCUDADeviceGuardSet()
     ops, rest = torch.library.Library("aten", "IMPL"), torch.library.Library("_", "IMPL")
     rest.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
-    rules = ((LOWER, lambda dtypes: torch.get_autocast_dtype(NAME)), (FULL, lambda dtypes: torch.float32), (WIDEST, lambda dtypes: functools.reduce(torch.promote_types, dtypes)))
+    rules = ((LOWER, lambda dtypes: torch.get_autocast_dtype(NAME)), (FULL, lambda dtypes: torch.float32),
+             (WIDEST, lambda dtypes: functools.reduce(torch.promote_types, dtypes)))
     for names, to in rules:
         for op in names:
             packet, _, overload = op.partition(".")
@@ -147,11 +169,19 @@ class StandIn(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None): return compute(func, args, kwargs or {})
 
     def __enter__(self):
-        answers = dict(is_available=True, _lazy_init=None, get_device_name="stand-in", synchronize=None, max_memory_allocated=0, reset_peak_memory_stats=None, device_count=1,
-                       current_device=0, get_device_capability=self.capability, mem_get_info=(2**34, 2**34))
-        for name, answer in answers.items(): self.stack.enter_context(mock.patch.object(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer))
+        answers = dict(is_available=True, _lazy_init=None, get_device_name="stand-in", synchronize=None,
+                       max_memory_allocated=0, reset_peak_memory_stats=None, device_count=1, current_device=0,
+                       get_device_capability=self.capability, mem_get_info=(2**34, 2**34))
+        for name, answer in answers.items():
+            self.stack.enter_context(
+                mock.patch.object(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer))
         autocast = torch.autocast.__init__
-        self.stack.enter_context(mock.patch.object(torch.autocast, "__init__", lambda s, kind, *args, **kwargs: autocast(s, NAME if kind == "cuda" else kind, *args, **kwargs)))
+        self.stack.enter_context(
+            mock.patch.object(
+                torch.autocast,
+                "__init__",
+                lambda s, kind, *args, **kwargs: autocast(
+                    s, NAME if kind == "cuda" else kind, *args, **kwargs)))
         torch._C._set_only_lift_cpu_tensors(True)
         self.stack.callback(torch._C._set_only_lift_cpu_tensors, False)
         torch.__future__.set_overwrite_module_params_on_conversion(True)

@@ -1,4 +1,5 @@
 "DESIGN.md's 'Bad input': every error names the culprit, says what was expected, comes before training and loses nothing."
+
 import errno
 import json
 import os
@@ -11,8 +12,8 @@ import torch
 from PIL import Image
 from tiny import image_folder, random_clip, save_clip, square
 
-from hipro_nb.data import BadData, Features, FeatureStore, FrozenCLIP, Split, Task, few_shot, load_image_folder, load_tensors, save_tensors, write_atomic
-
+from hipro_nb.data import (BadData, Features, FeatureStore, FrozenCLIP, Split, Task, few_shot,
+                           load_image_folder, load_tensors, save_tensors, write_atomic)
 
 def preprocess(im):
     a = np.asarray(im.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC), dtype=np.float32) / 255
@@ -185,7 +186,8 @@ NAMES = ["red pear", "red_apple", "Äpfel", "リンゴ", "X", "a" * 1000, "O'Nei
 
 
 def test_odd_names_keep_and_encode(clip):
-    "Spaces, underscores, unicode, quotes, braces and a class called X go through; a thousand characters do not fit a prompt."
+    """Spaces, underscores, unicode, quotes, braces and a class called X go through; a thousand characters do
+    not fit a prompt."""
     from hipro_nb.hipro import HiPro, ZeroShot
     from hipro_nb.train import TrainConfig
 
@@ -246,7 +248,10 @@ def test_a_class_of_unreadable_images_only(folder):
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "I;16", "CMYK", "L", "1", "LA"])
 def test_image_modes(clip, tmp_path, mode):
-    im = Image.fromarray(np.arange(24 * 20, dtype=np.uint16).reshape(20, 24) * 130) if mode == "I;16" else square(5, mode="L" if mode == "LA" else mode if mode != "1" else "1")
+    im = (
+        Image.fromarray(np.arange(24 * 20, dtype=np.uint16).reshape(20, 24) * 130)
+        if mode == "I;16"
+        else square(5, mode="L" if mode == "LA" else mode if mode != "1" else "1"))
     p = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     im.convert("LA").save(p) if mode == "LA" else im.save(p)
     x = FeatureStore(None).features(clip, [p], progress=False)
@@ -256,7 +261,11 @@ def test_image_modes(clip, tmp_path, mode):
 def test_one_pixel_wide(clip, tmp_path):
     square(1, size=(1, 300)).save(tmp_path / "a.png")
     square(1, size=(1, 1)).save(tmp_path / "b.png")
-    assert FeatureStore(None).features(clip, [tmp_path / "a.png", tmp_path / "b.png"], progress=False).isfinite().all()
+    assert (
+        FeatureStore(None)
+        .features(clip, [tmp_path / "a.png", tmp_path / "b.png"], progress=False)
+        .isfinite()
+        .all())
 
 
 def test_hidden_files_and_folders_are_left_out(folder):
@@ -266,14 +275,16 @@ def test_hidden_files_and_folders_are_left_out(folder):
     (folder / "art" / "plum" / "Thumbs.db").write_text("x", encoding="utf-8")
     (folder / "__MACOSX").mkdir()
     tasks = load_image_folder(folder, shots=2)
-    assert [t.name for t in tasks] == ["art", "clip art", "photo"] and len(tasks[0].train) + len(tasks[0].test) == 15
+    assert [t.name for t in tasks] == ["art", "clip art", "photo"] and len(tasks[0].train) + len(
+        tasks[0].test) == 15
 
 
 def test_symbolic_links(folder, tmp_path):
     (folder / "linked").symlink_to(folder / "art", target_is_directory=True)
     (folder / "art" / "plum" / "link.png").symlink_to(folder / "photo" / "plum" / "0.png")
     tasks = load_image_folder(folder, shots=2)
-    assert [t.name for t in tasks] == ["art", "clip art", "linked", "photo"] and len(tasks[0].train) + len(tasks[0].test) == 16
+    assert [t.name for t in tasks] == ["art", "clip art", "linked", "photo"] and len(tasks[0].train) + len(
+        tasks[0].test) == 16
 
 
 def test_a_broken_link_is_listed(folder):
@@ -325,8 +336,10 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(clip, tmp_path
     make = lambda: HiPro(clip, n_ctx=4, n_shared=2, config=config)
     whole = make().fit(tasks, progress=False)
     losses, calls = PromptTrainer.losses, iter(range(10**6))
-    monkeypatch.setattr(PromptTrainer, "losses", lambda self, *a: losses(self, *a) * (float("nan") if next(calls) == 23 else 1))
-    with pytest.raises(NonFiniteLoss, match=r"step \d+: the loss of node 0 .*'a'.* is not finite; stopped before the step"):
+    monkeypatch.setattr(PromptTrainer, "losses",
+                        lambda self, *a: losses(self, *a) * (float("nan") if next(calls) == 23 else 1))
+    with pytest.raises(
+        NonFiniteLoss, match=r"step \d+: the loss of node 0 .*'a'.* is not finite; stopped before the step"):
         make().fit(tasks, checkpoint=tmp_path, progress=False)
     assert list(tmp_path.iterdir())
     monkeypatch.undo()
@@ -354,7 +367,8 @@ def trained(clip, tmp_path_factory):
     from hipro_nb.train import TrainConfig
 
     home = tmp_path_factory.mktemp("trained")
-    h = HiPro(clip, n_ctx=4, n_shared=2, config=TrainConfig(epochs=2)).fit(feature_tasks(), checkpoint=home / "ck", progress=False)
+    h = HiPro(clip, n_ctx=4, n_shared=2, config=TrainConfig(epochs=2)).fit(
+        feature_tasks(), checkpoint=home / "ck", progress=False)
     return h, h.save(home / "h.safetensors"), home / "ck"
 
 
@@ -362,7 +376,8 @@ def refit(clip, folder, tasks=None, n_ctx=4, **kw):
     from hipro_nb.hipro import HiPro
     from hipro_nb.train import TrainConfig
 
-    return HiPro(clip, n_ctx=n_ctx, n_shared=2, config=TrainConfig(**{"epochs": 2, **kw})).fit(tasks or feature_tasks(), checkpoint=folder, progress=False)
+    return HiPro(clip, n_ctx=n_ctx, n_shared=2, config=TrainConfig(**{"epochs": 2, **kw})).fit(
+        tasks or feature_tasks(), checkpoint=folder, progress=False)
 
 
 def test_checkpoint_of_other_tasks_names_or_sizes(clip, trained):
@@ -418,7 +433,8 @@ def test_damaged_method_file(trained, tmp_path, harm):
 
     raw, f = bytearray(trained[1].read_bytes()), tmp_path / "m.safetensors"
     raw[-5] ^= 8
-    content = dict(flip=bytes(raw), cut=bytes(raw[: len(raw) // 2]), empty=b"", text=b"not a safetensors file at all")
+    content = dict(
+        flip=bytes(raw), cut=bytes(raw[: len(raw) // 2]), empty=b"", text=b"not a safetensors file at all")
     if harm != "gone":
         f.write_bytes(content[harm])
     with refused("m.safetensors", "cannot read" if harm == "gone" else "damaged"):
@@ -463,7 +479,8 @@ def test_full_disk_leaves_the_old_file(trained, tmp_path, monkeypatch):
 def test_full_disk_in_the_command(tmp_path, monkeypatch, capfd):
     from hipro_nb.cli import hipro_fit
 
-    argv = [str(image_folder(tmp_path / "data")), "--model", str(save_clip(tmp_path / "model")), "--shots", "1", "--seeds", "1", "--epochs", "1", "--n-ctx", "4", "--out", str(tmp_path / "runs")]
+    argv = [str(image_folder(tmp_path / "data")), "--model", str(save_clip(tmp_path / "model")), "--shots",
+            "1", "--seeds", "1", "--epochs", "1", "--n-ctx", "4", "--out", str(tmp_path / "runs")]
 
     def full(fd):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -481,7 +498,8 @@ def test_read_only_output_folder(tmp_path, capfd, monkeypatch):
     import hipro_nb.data
     from hipro_nb.cli import hipro_fit
 
-    argv = [str(image_folder(tmp_path / "data")), "--model", str(save_clip(tmp_path / "model")), "--shots", "1", "--seeds", "1", "--epochs", "1"]
+    argv = [str(image_folder(tmp_path / "data")), "--model", str(save_clip(tmp_path / "model")), "--shots",
+            "1", "--seeds", "1", "--epochs", "1"]
     (tmp_path / "file").write_text("x", encoding="utf-8")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         assert hipro_fit([*argv, "--out", str(out)]) == 2
@@ -499,7 +517,9 @@ def test_read_only_output_folder(tmp_path, capfd, monkeypatch):
         monkeypatch.setattr(hipro_nb.data, "open", refuse, raising=False)
     assert hipro_fit([*argv, "--out", str(locked)]) == 2
     err = capfd.readouterr().err
-    assert "cannot write" in err and "Permission denied" in err and str(locked) in err and "Traceback" not in err
+    assert (
+        "cannot write" in err and "Permission denied" in err and str(locked) in err and "Traceback" not in err
+    )
 
 
 def test_write_atomic_into_a_missing_place(tmp_path):
@@ -545,13 +565,17 @@ def test_a_damaged_feature_store_is_filled_again(clip, tmp_path):
     ],
 )
 def test_one_clear_line(tmp_path, capfd, monkeypatch, argv, parts):
-    "Every refusal of the command is one line that begins with its name, exit status 2, and leaves no run behind."
+    """Every refusal of the command is one line that begins with its name, exit status 2, and leaves no run
+    behind."""
     from hipro_nb.cli import hipro_fit
 
     image_folder(tmp_path / "data")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
-    model = [] if any(a in ("--model", "--pretrained", "mini-domains") for a in argv) else ["--model", str(save_clip(tmp_path / "model"))]
+    model = (
+        []
+        if any(a in ("--model", "--pretrained", "mini-domains") for a in argv)
+        else ["--model", str(save_clip(tmp_path / "model"))])
     assert hipro_fit([a.format(tmp_path) for a in argv] + model) == 2
     out, err = capfd.readouterr()
     assert out == "" and err.startswith("hipro_fit: ") and err.count("\n") == 1, err
@@ -564,7 +588,8 @@ def test_prompt_too_long_in_the_command_then_shorter(tmp_path, capfd):
     "A refused run leaves its name free."
     from hipro_nb.cli import hipro_fit
 
-    argv = [str(image_folder(tmp_path / "data")), "--model", str(save_clip(tmp_path / "model")), "--shots", "1", "--seeds", "1", "--epochs", "1", "--out", str(tmp_path / "runs")]
+    argv = [str(image_folder(tmp_path / "data")), "--model", str(save_clip(tmp_path / "model")), "--shots",
+            "1", "--seeds", "1", "--epochs", "1", "--out", str(tmp_path / "runs")]
     assert hipro_fit(argv + ["--n-ctx", "75"]) == 2
     assert "context" in capfd.readouterr().err
     assert hipro_fit(argv + ["--n-ctx", "4"]) == 0

@@ -1,4 +1,5 @@
 "The commands, as a user starts them: on folders of tiny pictures, in processes of their own where that matters."
+
 import importlib
 import json
 import shutil
@@ -18,7 +19,8 @@ from hipro_nb.data import load_tensors
 from hipro_nb.hipro import Method
 
 pytestmark = pytest.mark.xdist_group("cli")  # the process that makes the runs looks at them
-COMMANDS = dict(hipro_demo="cli", hipro_fit="cli", hipro_predict="cli", hipro_bench="cli", hipro_compare="compare")
+COMMANDS = dict(
+    hipro_demo="cli", hipro_fit="cli", hipro_predict="cli", hipro_bench="cli", hipro_compare="compare")
 
 
 def command(name, *argv, **kw):
@@ -50,7 +52,8 @@ def home(tmp_path_factory):
 
 def words(home, name="run", **kw):
     opts = dict(model=home / "model", shots=2, seeds=2, epochs=3, n_ctx=4, out=home / "runs", name=name) | kw
-    return [str(home / "data")] + [str(w) for k, v in opts.items() if v is not None for w in (f"--{k.replace('_', '-')}", v)]
+    return [str(home / "data")] + [
+        str(w) for k, v in opts.items() if v is not None for w in (f"--{k.replace('_', '-')}", v)]
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +67,8 @@ def run(home):
 def test_fit_leaves_everything(run):
     names = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
     seed = {"model.safetensors", "classifiers.safetensors", "results.json", "affinity.png", "tree.svg"}
-    assert names == {"run.json", "results.json", "results.md", "affinity.png", "tree.svg"} | {f"seed{s}/{f}" for s in (1, 2) for f in seed}
+    assert names == {"run.json", "results.json", "results.md", "affinity.png", "tree.svg"} | {
+        f"seed{s}/{f}" for s in (1, 2) for f in seed}
     results = read_results(run / "results.json")
     assert [r.method for r in results] == ["zero-shot", "CoOp", "CoOp-MTL", "Shr+Ind", "HiPro"]
     assert all(r.seeds == (1, 2) and r.tasks == ("art", "clip art", "photo") for r in results)
@@ -75,7 +79,8 @@ def test_fit_leaves_everything(run):
 def test_fused_classifiers_are_plain_tensors(run):
     heads, meta = load_tensors(run / "seed1" / "classifiers.safetensors")
     method = Method.load(run / "seed1" / "model.safetensors")
-    assert set(heads) == {"art", "clip art", "photo"} and meta["classnames"]["art"] == ["apple", "plum", "red pear"]
+    assert set(heads) == {"art", "clip art", "photo"} and meta["classnames"]["art"] == [
+        "apple", "plum", "red pear"]
     for t, w in heads.items():
         assert w.shape == (3, 32) and torch.equal(w, method.weights(t))
 
@@ -135,11 +140,13 @@ def test_embedded_data_bring_their_settings():
     from hipro_nb.cli import usual_training
     from hipro_nb.mini import MINI_TRAIN
 
-    assert usual_training("mini-families", lr=None) == MINI_TRAIN and usual_training("photos", lr=0.5, epochs=None) == dict(lr=0.5, epochs=100, batch_size=20)
+    assert usual_training("mini-families", lr=None) == MINI_TRAIN and usual_training(
+        "photos", lr=0.5, epochs=None) == dict(lr=0.5, epochs=100, batch_size=20)
 
 
 def test_a_killed_run_resumes_to_identical_results(home):
-    "Ctrl-C in the middle of a process's training: exit 130, a word on how to go on, and the same bits in the end."
+    """Ctrl-C in the middle of a process's training: exit 130, a word on how to go on, and the same bits in
+    the end."""
     slow = dict(seeds="5-5", epochs=240, name="killed", method="shr_ind")
     p = command("hipro_fit", *words(home, **slow))
     part = home / "runs" / "killed" / "seed5" / "checkpoint" / "nodes.safetensors"
@@ -217,7 +224,8 @@ def test_the_whole_table_holds_what_the_methods_give_alone(run, coop):
     "CoOp out of HiPro's run is CoOp trained alone."
     whole, alone = ({r.method: r for r in read_results(d / "results.json")} for d in (run, coop))
     assert list(alone) == ["zero-shot", "CoOp"]
-    a, b = Method.load(run / "seed1" / "model.safetensors", load_run(run).clip).select("leaf"), Method.load(coop / "seed1" / "model.safetensors")
+    a, b = Method.load(run / "seed1" / "model.safetensors", load_run(run).clip).select("leaf"), Method.load(
+        coop / "seed1" / "model.safetensors")
     for t in a.tasks:
         torch.testing.assert_close(a.weights(t), b.weights(t), rtol=1e-3, atol=1e-4)
     assert whole["zero-shot"].accuracy[0] == alone["zero-shot"].accuracy[0]
@@ -242,9 +250,12 @@ def test_skip_bad_images(home, tmp_path, capfd):
 
 
 def test_train_list_and_fraction(home, tmp_path, capfd):
-    lists = {t: [f"{c}/{i}.png" for c in ("apple", "plum", "red pear") for i in (0, 1)] for t in ("art", "clip art", "photo")}
+    lists = {
+        t: [f"{c}/{i}.png" for c in ("apple", "plum", "red pear") for i in (0, 1)]
+        for t in ("art", "clip art", "photo")}
     (tmp_path / "list.json").write_text(json.dumps({"10": lists}), encoding="utf-8")
-    argv = words(home, shots=None, train_list=tmp_path / "list.json", fraction=0.1, seeds=1, method="zero_shot", out=tmp_path)
+    argv = words(home, shots=None, train_list=tmp_path / "list.json", fraction=0.1, seeds=1,
+                 method="zero_shot", out=tmp_path)
     assert hipro_fit(argv) == 0
     record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     assert record["tasks"][0]["images"] == dict(train=6, test=9)
@@ -252,16 +263,22 @@ def test_train_list_and_fraction(home, tmp_path, capfd):
 
 @pytest.mark.parametrize("bf16", ["yes", "no"])
 def test_bench(tmp_path, capfd, monkeypatch, bf16):
-    "With units for bf16 and without, which is said here and not found out; what was measured is printed as it is stored."
+    """With units for bf16 and without, which is said here and not found out; what was measured is printed as
+    it is stored."""
     monkeypatch.setitem(SIZES, "small", [])
     parts = "tower,affinity,memory" if bf16 == "no" else "tower"
-    assert hipro_bench(["--quick", "--rounds", "1", "--bf16", bf16, "--parts", parts, "--out", str(tmp_path)]) == 0
+    assert (
+        hipro_bench(["--quick", "--rounds", "1", "--bf16", bf16, "--parts", parts, "--out", str(tmp_path)])
+        == 0)
     found, out = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8")), capfd.readouterr().out
     tower = found["tower"]["found"]
-    assert (tower["classes"], tower["bf16_is_faster"], "bfloat16" in tower["ways"]) == (65, bf16 == "yes", bf16 == "yes")
-    assert f"{tower['ways']['float32']['ratio']:.1f} times faster" in out and ("emulates it" in out) == (bf16 == "no")
+    assert (tower["classes"], tower["bf16_is_faster"], "bfloat16" in tower["ways"]) == (
+        65, bf16 == "yes", bf16 == "yes")
+    assert f"{tower['ways']['float32']['ratio']:.1f} times faster" in out and ("emulates it" in out) == (
+        bf16 == "no")
     if bf16 == "yes": return
-    assert [a["tasks"] for a in found["affinity"]["found"]] == [4, 20] and found["affinity"]["facts"]["versions"]["torch"]
+    assert [a["tasks"] for a in found["affinity"]["found"]] == [4, 20] and found["affinity"]["facts"][
+        "versions"]["torch"]
     (row,) = found["memory"]["found"]
     assert (row["classes"], row["nodes"], row["dtype"]) == (65, 1, None)
     assert row["peak_mib"] > 1 and f"peak {row['peak_mib']:.0f} MiB" in out
@@ -281,25 +298,33 @@ def test_console_scripts_are_these_functions():
 
 
 def test_a_method_on_the_image_side(home, capfd):
-    "Visual prompts see images: no linear classifier is written, and images are predicted from the stored prompts."
+    """Visual prompts see images: no linear classifier is written, and images are predicted from the stored
+    prompts."""
     assert hipro_fit(words(home, name="vpt", method="vpt", seeds=1, epochs=1)) == 0
     folder = home / "runs" / "vpt"
-    assert not (folder / "seed1" / "classifiers.safetensors").exists() and (folder / "seed1" / "model.safetensors").exists()
-    out, err = finished(command("hipro_predict", folder, home / "data" / "photo" / "plum" / "0.png", "--task", "photo", "--json"))
+    assert (
+        not (folder / "seed1" / "classifiers.safetensors").exists()
+        and (folder / "seed1" / "model.safetensors").exists())
+    out, err = finished(
+        command(
+            "hipro_predict", folder, home / "data" / "photo" / "plum" / "0.png", "--task", "photo", "--json"))
     probs = load_run(folder).predict("photo", [home / "data" / "photo" / "plum" / "0.png"]).probs[0]
-    assert [n["probability"] for n in json.loads(out)[0]["names"]] == pytest.approx(sorted(probs.tolist(), reverse=True), abs=1e-5)
+    assert [n["probability"] for n in json.loads(out)[0]["names"]] == pytest.approx(
+        sorted(probs.tolist(), reverse=True), abs=1e-5)
 
 
 def test_a_data_set_by_its_name(home, tmp_path, capfd):
     "Ten classes of three pictures are not the published numbers: refused, unless asked for."
     names = "backpack bike calculator headphones keyboard laptop_computer monitor mouse mug projector".split()
     image_folder(tmp_path / "office_caltech10", ("amazon", "caltech", "dslr", "webcam"), names, n=3)
-    argv = ["office_caltech10", "--root", str(tmp_path), *words(home, shots=1, seeds=1, method="zero_shot", out=tmp_path / "runs")[1:]]
+    argv = ["office_caltech10", "--root", str(tmp_path),
+            *words(home, shots=1, seeds=1, method="zero_shot", out=tmp_path / "runs")[1:]]
     assert hipro_fit(argv) == 2
     assert "office" in capfd.readouterr().err.lower() and not (tmp_path / "runs").exists()
     assert hipro_fit(argv + ["--any-counts"]) == 0
     record = json.loads((tmp_path / "runs" / "run" / "run.json").read_text(encoding="utf-8"))
-    assert record["settings"]["data"] == "office_caltech10" and [t["name"] for t in record["tasks"]] == ["amazon", "caltech", "dslr", "webcam"]
+    assert record["settings"]["data"] == "office_caltech10" and [t["name"] for t in record["tasks"]] == [
+        "amazon", "caltech", "dslr", "webcam"]
     assert hipro_fit(["office_caltech10", "--method", "zero_shot"]) == 2
     assert "expected --root" in capfd.readouterr().err
 
@@ -319,9 +344,12 @@ def test_compare_runs_every_method(comparison):
     table = read_table(folder / "table.json")
     assert list(table.results) == list(METHODS) and not table.left_out
     assert all(r.seeds == (1,) and r.tasks == ("art", "clip art", "photo") for r in table.results.values())
-    assert all((c["parameters"] > 0) == (n != "zero_shot") and c["seconds"] >= 0 for n, c in table.costs.items()), table.costs
+    assert all(
+        (c["parameters"] > 0) == (n != "zero_shot") and c["seconds"] >= 0 for n, c in table.costs.items()
+    ), table.costs
     assert {n for n, c in table.costs.items() if c["trained_with"]} == {"coop", "coop_mtl", "shr_ind"}
-    assert set(table.gains) == set(METHODS) - {"hipro"} and all(g["images"].low <= g["images"].mean <= g["images"].high for g in table.gains.values())
+    assert set(table.gains) == set(METHODS) - {"hipro"} and all(
+        g["images"].low <= g["images"].mean <= g["images"].high for g in table.gains.values())
     for end in ("md", "tex", "csv"):
         text = (folder / f"table.{end}").read_text(encoding="utf-8")
         assert all(r.method in text for r in table.results.values()) and str(folder.parent) not in text
@@ -338,34 +366,48 @@ def test_compare_keeps_what_is_finished(comparison, capfd):
 
 def test_a_report_that_cannot_be_written_is_told_first(home, tmp_path, capfd):
     (tmp_path / "there").mkdir()
-    assert hipro_compare([*words(home, seeds=1, name=None, out=tmp_path / "runs"), "--methods", "coop", "--report", str(tmp_path / "there")]) == 2
-    assert "there is a folder; expected the name of a file" in capfd.readouterr().err and not (tmp_path / "runs").exists()
+    assert (
+        hipro_compare(
+            [*words(home, seeds=1, name=None, out=tmp_path / "runs"), "--methods", "coop", "--report",
+             str(tmp_path / "there")])
+        == 2)
+    assert (
+        "there is a folder; expected the name of a file" in capfd.readouterr().err
+        and not (tmp_path / "runs").exists())
 
 
 @pytest.mark.parametrize("hipro", (hipro_fit, hipro_compare), ids=("fit", "compare"))
 def test_a_store_that_is_a_file_is_told_first(home, tmp_path, capfd, hipro):
     (tmp_path / "store").write_text("a letter", encoding="utf-8")
-    assert hipro([*words(home, seeds=1, name=None, out=tmp_path / "runs"), "--store", str(tmp_path / "store")]) == 2
+    assert (
+        hipro([*words(home, seeds=1, name=None, out=tmp_path / "runs"), "--store", str(tmp_path / "store")])
+        == 2)
     assert "store is not a folder" in capfd.readouterr().err and not (tmp_path / "runs").exists()
 
 
 def test_compare_in_a_process_that_is_killed(home, capfd):
-    "SIGKILL in the middle of HiPro's training: the same command goes on from the checkpoint, to the classifiers of an undisturbed run."
-    argv = words(home, seeds=1, epochs=240, name=None, out=home / "stopped") + ["--methods", "zero_shot,shr_ind", "--jobs", "0"]
+    """SIGKILL in the middle of HiPro's training: the same command goes on from the checkpoint, to the
+    classifiers of an undisturbed run."""
+    argv = words(home, seeds=1, epochs=240, name=None, out=home / "stopped") + [
+        "--methods", "zero_shot,shr_ind", "--jobs", "0"]
     p = command("hipro_compare", *argv)
     wait_for(p, home, "stopped/data-*/shr_ind/seed1/checkpoint/nodes.safetensors")
     p.send_signal(signal.SIGKILL)
     assert p.wait()[0] == -signal.SIGKILL
-    assert list((home / "stopped").glob("data-*/zero_shot/seed1/results.json")) and not list((home / "stopped").glob("data-*/shr_ind/seed1/results.json"))
+    assert list((home / "stopped").glob("data-*/zero_shot/seed1/results.json")) and not list(
+        (home / "stopped").glob("data-*/shr_ind/seed1/results.json"))
     assert hipro_compare(argv) == 0
     assert "≥" in capfd.readouterr().out
     assert hipro_compare([w.replace("stopped", "whole") for w in argv]) == 0
-    a, b = (load_tensors(next((home / d).glob("data-*/shr_ind/seed1/model.safetensors")))[0] for d in ("stopped", "whole"))
+    a, b = (
+        load_tensors(next((home / d).glob("data-*/shr_ind/seed1/model.safetensors")))[0]
+        for d in ("stopped", "whole"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_compare_leaves_out_what_cannot_run(home, tmp_path, capfd, monkeypatch):
-    "With all, a method that cannot run is left out and the table says why; by its name it is an error before anything is written."
+    """With all, a method that cannot run is left out and the table says why; by its name it is an error
+    before anything is written."""
     class Needy(Method):
         requires = ("no_such_package",)
 
@@ -373,6 +415,8 @@ def test_compare_leaves_out_what_cannot_run(home, tmp_path, capfd, monkeypatch):
     for module in ("cli", "compare"): monkeypatch.setattr(f"hipro_nb.{module}.METHODS", few)
     argv = words(home, seeds=1, name=None, out=tmp_path / "runs")
     assert hipro_compare([*argv, "--methods", "needy"]) == 2
-    assert "needy cannot be run: it needs the package no_such_package" in capfd.readouterr().err and not (tmp_path / "runs").exists()
+    assert (
+        "needy cannot be run: it needs the package no_such_package" in capfd.readouterr().err
+        and not (tmp_path / "runs").exists())
     assert hipro_compare(argv) == 0
     assert "Left out: needy (it needs the package no_such_package" in capfd.readouterr().out

@@ -2,6 +2,7 @@
 
 The miniatures have the names and forms of the real files and fewer images; what is expected of them is given as `counts`, as a user with
 a copy of his own would."""
+
 import json
 import os
 import pickle
@@ -35,9 +36,19 @@ from hipro_nb.datasets.wrapped import cifar100_groups, scan_cifar100
 SHARED = ROOT.parent / "shared/data"
 FINE = sorted(c for g in cifar100_groups.values() for c in g)
 DOMAINS = "clipart infograph painting quickdraw real sketch".split()
-TEN = dict(caltech101=("caltech-101", "101_ObjectCategories", "Caltech101"), oxford_pets=("oxford_pets", "images", "OxfordPets"), stanford_cars=("stanford_cars", "", "StanfordCars"),
-           oxford_flowers=("oxford_flowers", "jpg", "OxfordFlowers"), food101=("food-101", "images", "Food101"), fgvc_aircraft=("fgvc_aircraft", "images", None), sun397=("sun397", "SUN397", "SUN397"),
-           dtd=("dtd", "images", "DescribableTextures"), eurosat=("eurosat", "2750", "EuroSAT"), ucf101=("ucf101", "UCF-101-midframes", "UCF101"))  # folder, images, split_zhou_*.json
+TEN = dict(
+    caltech101=("caltech-101", "101_ObjectCategories", "Caltech101"),
+    oxford_pets=("oxford_pets", "images", "OxfordPets"),
+    stanford_cars=("stanford_cars", "", "StanfordCars"),
+    oxford_flowers=("oxford_flowers", "jpg", "OxfordFlowers"),
+    food101=("food-101", "images", "Food101"),
+    fgvc_aircraft=("fgvc_aircraft", "images", None),
+    sun397=("sun397", "SUN397", "SUN397"),
+    # folder, images, split_zhou_*.json
+    dtd=("dtd", "images", "DescribableTextures"),
+    eurosat=("eurosat", "2750", "EuroSAT"),
+    ucf101=("ucf101", "UCF-101-midframes", "UCF101"),
+)
 
 
 @pytest.fixture
@@ -94,19 +105,29 @@ def refused(contains, f, *args, **kwargs):
 def office_home(root, other=lambda t: t):
     "The files of the 10% lists and one more of each class."
     lists = office_home_lists()["10"]
-    pictures(root, [f"{other(t)}/{c}/{n}" for t, cs in lists.items() for c, ns in cs.items() for n in [*ns, "99999.jpg"]])
+    pictures(
+        root,
+        [
+            f"{other(t)}/{c}/{n}"
+            for t, cs in lists.items()
+            for c, ns in cs.items()
+            for n in [*ns, "99999.jpg"]])
     return {t: sum(len(ns) + 1 for ns in cs.values()) for t, cs in lists.items()}
 
 
 def domain_lists(root, domains, splits, classes, n=20):
     counts = {}
     for d in domains:
-        rows = [(f"{d}/{c}/{d}_{k:03}_{i:06}.jpg", k, i < n * .7 and not (d == "painting" and c == "t-shirt")) for k, c in enumerate(classes) for i in range(n)]
+        rows = [
+            (f"{d}/{c}/{d}_{k:03}_{i:06}.jpg", k, i < n * 0.7 and not (d == "painting" and c == "t-shirt"))
+            for k, c in enumerate(classes)
+            for i in range(n)]
         pictures(root, [r[0] for r in rows])
         (root / splits).mkdir(parents=True, exist_ok=True)
         for part, is_train in dict(train=True, test=False).items():
             mine = [r for r in rows if r[2] == is_train]
-            (root / splits / f"{d}_{part}.txt").write_text("".join(f"{p} {k}\n" for p, k, _ in mine), encoding="utf-8")
+            (root / splits / f"{d}_{part}.txt").write_text(
+                "".join(f"{p} {k}\n" for p, k, _ in mine), encoding="utf-8")
             counts.setdefault(d, {})[part] = len(mine)
     return counts
 
@@ -116,7 +137,10 @@ def cifar_files(root, n_train=25, n_test=2):
     folder.mkdir(parents=True)
     for k, n in dict(train=n_train, test=n_test).items():
         y = np.repeat(np.arange(100), n)
-        (folder / k).write_bytes(pickle.dumps(dict(data=gen.integers(0, 255, (len(y), 3072), dtype=np.uint8), fine_labels=y.tolist()), protocol=2))
+        (folder / k).write_bytes(
+            pickle.dumps(
+                dict(data=gen.integers(0, 255, (len(y), 3072), dtype=np.uint8), fine_labels=y.tolist()),
+                protocol=2))
     (folder / "meta").write_bytes(pickle.dumps(dict(fine_label_names=FINE), protocol=2))
     return {k: file_md5(folder / k) for k in ("train", "test", "meta")}
 
@@ -127,13 +151,20 @@ def the_ten(root, k=2):
     for name, (folder, images, split) in TEN.items():
         counts[name] = {p: k * m for p, m in n.items()}
         if name == "fgvc_aircraft":
-            rows = {p: [f"{i:03}{j}{m} Boeing {700 + i}" for i in range(k) for j in range(m)] for p, m in n.items()}
+            rows = {
+                p: [f"{i:03}{j}{m} Boeing {700 + i}" for i in range(k) for j in range(m)]
+                for p, m in n.items()}
             pictures(root / name, [f"images/{r.split()[0]}.jpg" for rs in rows.values() for r in rs])
-            (root / name / "variants.txt").write_text("".join(f"Boeing {700 + i}\n" for i in range(k)), encoding="utf-8")
-            for p, rs in rows.items(): (root / name / f"images_variant_{p}.txt").write_text("\n".join(rs), encoding="utf-8")
+            (root / name / "variants.txt").write_text(
+                "".join(f"Boeing {700 + i}\n" for i in range(k)), encoding="utf-8")
+            for p, rs in rows.items():
+                (root / name / f"images_variant_{p}.txt").write_text("\n".join(rs), encoding="utf-8")
             continue
-        top = lambda p: ("cars_test/" if p == "test" else "cars_train/") if name == "stanford_cars" else "abc/"
-        rows = {p: [[f"{top(p)}{p}{c}_{j:05}.jpg", c, f"{name} kind {c}"] for c in range(k) for j in range(m)] for p, m in n.items()}
+        top = lambda p: (
+            ("cars_test/" if p == "test" else "cars_train/") if name == "stanford_cars" else "abc/")
+        rows = {
+            p: [[f"{top(p)}{p}{c}_{j:05}.jpg", c, f"{name} kind {c}"] for c in range(k) for j in range(m)]
+            for p, m in n.items()}
         pictures(root / folder / images, [r[0] for rs in rows.values() for r in rs])
         (root / folder / f"split_zhou_{split}.json").write_text(json.dumps(rows), encoding="utf-8")
     return counts
@@ -146,10 +177,12 @@ def the_ten(root, k=2):
 def test_office_home(tmp, name):
     counts = office_home(tmp / "OfficeHomeDataset_10072016", name)
     tasks = ds.load_tasks("office_home", tmp, "10%", counts=counts)
-    assert {t.name: (len(t.train), len(t.test)) for t in tasks} == {t: (n - 65, 65) for t, n in counts.items()}
+    assert {t.name: (len(t.train), len(t.test)) for t in tasks} == {
+        t: (n - 65, 65) for t, n in counts.items()}
     assert [len(t.train) for t in tasks] == [243, 437, 444, 436] and all(t.n_classes == 65 for t in tasks)
     refused("Office-Home: task 'Art' has 308 images, expected 2,427", ds.load_tasks, "office_home", tmp)
-    refused("images of the published 20% list are not there", ds.load_tasks, "office_home", tmp, "20%", counts=counts)
+    refused("images of the published 20% list are not there", ds.load_tasks, "office_home", tmp, "20%",
+            counts=counts)
     assert [len(t.train) for t in ds.load_tasks("office_home", tmp, "1shot", counts=counts)] == [65] * 4
 
 
@@ -169,7 +202,8 @@ def test_domainnet(tmp):
     sources.register_dataset(small, replace_old=True)
     tasks = ds.load_tasks("domainnet_small", tmp, "10%")
     assert [t.name for t in tasks] == DOMAINS
-    assert [len(t.train) for t in tasks] == [4, 4, 3, 4, 4, 4] and [len(t.test) for t in tasks] == [18, 18, 32, 18, 18, 18]
+    assert [len(t.train) for t in tasks] == [4, 4, 3, 4, 4, 4] and [len(t.test) for t in tasks] == [
+        18, 18, 32, 18, 18, 18]
     assert tasks[2].classnames[2] == "t-shirt" and 2 not in tasks[2].train.labels
     refused("has 3 classes, expected 345", ds.load_tasks, "domainnet", tmp)
     (tmp / "domainnet/splits/real_test.txt").unlink()
@@ -178,10 +212,14 @@ def test_domainnet(tmp):
 
 
 def test_minidomainnet(tmp):
-    domain_lists(tmp / "domainnet", ["clipart", "painting", "real", "sketch"], "splits_mini", [f"class_{i:03}" for i in range(126)], n=4)
-    refused("its tasks have 2,016 images together, expected 140,006", ds.load_tasks, "minidomainnet", tmp, "1shot")
+    domain_lists(tmp / "domainnet", ["clipart", "painting", "real", "sketch"], "splits_mini",
+                 [f"class_{i:03}" for i in range(126)], n=4)
+    refused(
+        "its tasks have 2,016 images together, expected 140,006", ds.load_tasks, "minidomainnet", tmp, "1shot"
+    )
     tasks = ds.load_tasks("minidomainnet", tmp, "1shot", counts=False)
-    assert [(t.name, t.n_classes, len(t.train), len(t.test)) for t in tasks] == [(d, 126, 126, 126) for d in ("clipart", "painting", "real", "sketch")]
+    assert [(t.name, t.n_classes, len(t.train), len(t.test)) for t in tasks] == [
+        (d, 126, 126, 126) for d in ("clipart", "painting", "real", "sketch")]
     (tmp / "domainnet/splits_mini/real_train.txt").unlink()
     refused("real_train.txt", ds.load_tasks, "minidomainnet", tmp, "1shot", counts=False)
 
@@ -189,10 +227,12 @@ def test_minidomainnet(tmp):
 @pytest.mark.parametrize("q,per_class", [("4%", 1), ("8%", 2)])
 def test_cifar100(tmp, monkeypatch, q, per_class):
     md5 = cifar_files(tmp)
-    monkeypatch.setitem(sources._registry, "cifar100", replace(ds.cifar100, scan=partial(scan_cifar100, md5=md5)))
+    monkeypatch.setitem(
+        sources._registry, "cifar100", replace(ds.cifar100, scan=partial(scan_cifar100, md5=md5)))
     counts = {g: dict(train=125, test=10) for g in cifar100_groups}
     tasks = ds.load_tasks("cifar100", tmp, q, counts=counts)
-    assert len(tasks) == 20 and all(np.bincount(t.train.labels).tolist() == [per_class] * 5 and len(t.test) == 10 for t in tasks)
+    assert len(tasks) == 20 and all(
+        np.bincount(t.train.labels).tolist() == [per_class] * 5 and len(t.test) == 10 for t in tasks)
     refused("has 125 images in train, expected 2,500", ds.load_tasks, "cifar100", tmp, q)
 
 
@@ -217,21 +257,26 @@ def test_cifar100_is_not_unpickled_unchecked(tmp):
 def test_cifar100_folders():
     folder = SHARED / "cifar100_subset"
     if not folder.is_dir(): pytest.skip("no shared data")
-    tasks = ds.load_tasks("cifar100", folder, "4%", counts={g: dict(train=100, test=50) for g in cifar100_groups})
+    tasks = ds.load_tasks(
+        "cifar100", folder, "4%", counts={g: dict(train=100, test=50) for g in cifar100_groups})
     assert len(tasks) == 20 and {p.parent.name for t in tasks for p in t.test.images} == set(FINE)
-    refused("CIFAR-100: task 'aquatic mammals' has 100 images in train, expected 2,500", ds.load_tasks, "cifar100", folder, "4%")
+    refused("CIFAR-100: task 'aquatic mammals' has 100 images in train, expected 2,500", ds.load_tasks,
+            "cifar100", folder, "4%")
     assert {len(t.test) for t in ds.load_tasks("cifar100", folder, "4%", counts=False)} == {50}
 
 
 def test_ten(tmp):
     counts = the_ten(tmp)
     n_classes = {t: 2 for t in counts}
-    small = sources.register_dataset(replace(sources.find_dataset("ten"), name="ten_small", counts=counts, n_classes=n_classes), replace_old=True)
+    small = sources.register_dataset(
+        replace(sources.find_dataset("ten"), name="ten_small", counts=counts, n_classes=n_classes),
+        replace_old=True)
     for shots in (1, 2, 4, 8, 16):
         tasks = ds.load_tasks("ten_small", tmp, f"{shots}shot")
         assert [t.name for t in tasks] == list(TEN)
         assert {(len(t.train), len(t.val), len(t.test)) for t in tasks} == {(2 * shots, 2 * min(shots, 4), 6)}
-    assert {t.name: t.meta["template"] for t in tasks}["food101"] == "a photo of {}, a type of food." and tasks[0].meta["metric"] == "accuracy"
+    assert {t.name: t.meta["template"] for t in tasks}[
+        "food101"] == "a photo of {}, a type of food." and tasks[0].meta["metric"] == "accuracy"
     refused("Caltech101", ds.load_tasks, "caltech101", tmp)
     refused("task 'caltech101' has 2 classes, expected 100", ds.load_tasks, "ten", tmp)
     (tmp / "ucf101/split_zhou_UCF101.json").unlink()
@@ -245,37 +290,61 @@ def test_each_of_the_ten(tmp, name):
     counts = the_ten(tmp)
     for root in (tmp, tmp / TEN[name][0]):
         [task] = ds.load_tasks(name, root, "2shot", counts=False)
-        assert (task.name, task.n_classes, len(task.train), len(task.test)) == (name, 2, 4, counts[name]["test"])
+        assert (task.name, task.n_classes, len(task.train), len(task.test)) == (
+            name, 2, 4, counts[name]["test"])
 
 
 def test_published_counts():
     "The numbers of the papers, typed here a second time."
     n = {name: sources.find_dataset(name).n_images for name in ds.list_datasets()}
-    assert n["office_home"] == 15588 and n["domainnet"] == 586575 and n["minidomainnet"] == 140006 and n["office_caltech10"] == 2533 and n["pacs"] == 9991 and n["cifar100"] == 60000
+    assert (
+        n["office_home"] == 15588
+        and n["domainnet"] == 586575
+        and n["minidomainnet"] == 140006
+        and n["office_caltech10"] == 2533
+        and n["pacs"] == 9991
+        and n["cifar100"] == 60000)
     assert sum(d.n_classes for d in ds.the_ten.values()) == 1191
-    assert {k: n[k] for k in ds.the_ten} == dict(caltech101=8242, oxford_pets=7349, stanford_cars=16185, oxford_flowers=8189, food101=101000, fgvc_aircraft=10000, sun397=39700,
-                                                 dtd=5640, eurosat=27000, ucf101=13320)
+    assert {k: n[k] for k in ds.the_ten} == dict(caltech101=8242, oxford_pets=7349, stanford_cars=16185,
+                                                 oxford_flowers=8189, food101=101000, fgvc_aircraft=10000,
+                                                 sun397=39700, dtd=5640, eurosat=27000, ucf101=13320)
 
 
 def test_the_ten_as_coop_has_them():
-    "Sizes, templates, folders and split files of CoOp's repository (datasets/*.py, trainers/zsclip.py, Table 4 of its paper), typed here a second time."
-    rows = dict(caltech101=(4128, 1649, 2465, 100, "a photo of a {}."), oxford_pets=(2944, 736, 3669, 37, "a photo of a {}, a type of pet."), stanford_cars=(6509, 1635, 8041, 196, "a photo of a {}."),
-                oxford_flowers=(4093, 1633, 2463, 102, "a photo of a {}, a type of flower."), food101=(50500, 20200, 30300, 101, "a photo of {}, a type of food."),
-                fgvc_aircraft=(3334, 3333, 3333, 100, "a photo of a {}, a type of aircraft."), sun397=(15880, 3970, 19850, 397, "a photo of a {}."), dtd=(2820, 1128, 1692, 47, "{} texture."),
-                eurosat=(13500, 5400, 8100, 10, "a centered satellite photo of {}."), ucf101=(7639, 1898, 3783, 101, "a photo of a person doing {}."))
+    """Sizes, templates, folders and split files of CoOp's repository (datasets/*.py, trainers/zsclip.py,
+    Table 4 of its paper), typed here a second time."""
+    rows = dict(caltech101=(4128, 1649, 2465, 100, "a photo of a {}."),
+                oxford_pets=(2944, 736, 3669, 37, "a photo of a {}, a type of pet."),
+                stanford_cars=(6509, 1635, 8041, 196, "a photo of a {}."),
+                oxford_flowers=(4093, 1633, 2463, 102, "a photo of a {}, a type of flower."),
+                food101=(50500, 20200, 30300, 101, "a photo of {}, a type of food."),
+                fgvc_aircraft=(3334, 3333, 3333, 100, "a photo of a {}, a type of aircraft."),
+                sun397=(15880, 3970, 19850, 397, "a photo of a {}."),
+                dtd=(2820, 1128, 1692, 47, "{} texture."),
+                eurosat=(13500, 5400, 8100, 10, "a centered satellite photo of {}."),
+                ucf101=(7639, 1898, 3783, 101, "a photo of a person doing {}."))
     assert list(rows) == list(ds.the_ten)
     for name, (train, val, test, k, template) in rows.items():
         d = ds.the_ten[name]
         given = d.scan.keywords
-        assert (d.counts, d.n_classes, given["meta"]["template"]) == ({name: dict(train=train, val=val, test=test)}, k, template)
-        if name != "fgvc_aircraft": assert (given["folder"], given["images"], given["split"]) == (TEN[name][0], TEN[name][1] or ".", f"split_zhou_{TEN[name][2]}.json")
+        assert (d.counts, d.n_classes, given["meta"]["template"]) == (
+            {name: dict(train=train, val=val, test=test)}, k, template)
+        if name != "fgvc_aircraft":
+            assert (given["folder"], given["images"], given["split"]) == (
+                TEN[name][0], TEN[name][1] or ".", f"split_zhou_{TEN[name][2]}.json")
 
 
 def test_old_class_names_become_coops(tmp):
-    "A split file of an early version holds the folders' names of Caltech101 and EuroSAT; the table of CoOp's code, typed a second time."
-    new = dict(caltech101=dict(airplanes="airplane", Faces="face", Leopards="leopard", Motorbikes="motorbike", lotus="lotus"),
-               eurosat=dict(AnnualCrop="Annual Crop Land", Forest="Forest", HerbaceousVegetation="Herbaceous Vegetation Land", Highway="Highway or Road", Industrial="Industrial Buildings",
-                            Pasture="Pasture Land", PermanentCrop="Permanent Crop Land", Residential="Residential Buildings", River="River", SeaLake="Sea or Lake"))
+    """A split file of an early version holds the folders' names of Caltech101 and EuroSAT; the table of
+    CoOp's code, typed a second time."""
+    new = dict(
+        caltech101=dict(
+            airplanes="airplane", Faces="face", Leopards="leopard", Motorbikes="motorbike", lotus="lotus"),
+        eurosat=dict(AnnualCrop="Annual Crop Land", Forest="Forest",
+                     HerbaceousVegetation="Herbaceous Vegetation Land", Highway="Highway or Road",
+                     Industrial="Industrial Buildings", Pasture="Pasture Land",
+                     PermanentCrop="Permanent Crop Land", Residential="Residential Buildings", River="River",
+                     SeaLake="Sea or Lake"))
     for name, table in new.items():
         folder, images, split = TEN[name]
         rows = {p: [[f"{c}/{p}.jpg", k, c] for k, c in enumerate(table)] for p in ("train", "val", "test")}
@@ -288,16 +357,26 @@ def test_office_caltech10():
     folder = SHARED / "office_caltech10"
     if not folder.is_dir(): pytest.skip("no shared data")
     tasks = ds.load_tasks("office_caltech10", SHARED, "4shot", check_images=True, progress=False)
-    assert {t.name: len(t.train) + len(t.test) for t in tasks} == dict(amazon=958, caltech=1123, dslr=157, webcam=295)
-    assert [len(t.train) for t in tasks] == [40] * 4 and sum(len(t.train) + len(t.test) for t in tasks) == 2533
+    assert {t.name: len(t.train) + len(t.test) for t in tasks} == dict(
+        amazon=958, caltech=1123, dslr=157, webcam=295)
+    assert [len(t.train) for t in tasks] == [40] * 4 and sum(
+        len(t.train) + len(t.test) for t in tasks) == 2533
 
 
 def test_pacs(tmp):
     domains = ("art_painting", "cartoon", "photo", "sketch")
-    pictures(tmp, [f"images/{t}/{c}/{i}.png" for t in domains for c in "dog elephant giraffe guitar horse house person".split() for i in range(3)])
+    pictures(
+        tmp,
+        [
+            f"images/{t}/{c}/{i}.png"
+            for t in domains
+            for c in "dog elephant giraffe guitar horse house person".split()
+            for i in range(3)])
     tasks = ds.load_tasks("pacs", tmp, "1shot", counts={t: 21 for t in domains})
     assert [(t.name, len(t.train), len(t.test)) for t in tasks] == [(t, 7, 14) for t in domains]
-    for n in (20, 22): refused(f"task 'sketch' has 21 images, expected {n}", ds.load_tasks, "pacs", tmp, counts={t: n if t == "sketch" else 21 for t in domains})
+    for n in (20, 22):
+        refused(f"task 'sketch' has 21 images, expected {n}", ds.load_tasks, "pacs", tmp,
+                counts={t: n if t == "sketch" else 21 for t in domains})
 
 
 # ------------------------------------------------------------------ one's own
@@ -310,7 +389,8 @@ def own(root, tasks=("art", "clip"), classes=("mug", "bed"), n=4):
 def test_own_folder_in_one_line(tmp):
     a, b = (ds.load_tasks("image_folder", own(tmp / "own"), "2shot", seed=3) for _ in range(2))
     assert [t.train.images for t in a] == [t.train.images for t in b] and [len(t.test) for t in a] == [4, 4]
-    draws = {tuple(ds.load_tasks("image_folder", tmp / "own", "2shot", seed=s)[0].train.images) for s in range(6)}
+    draws = {
+        tuple(ds.load_tasks("image_folder", tmp / "own", "2shot", seed=s)[0].train.images) for s in range(6)}
     assert len(draws) > 1, "another seed, another draw"
 
 
@@ -330,22 +410,32 @@ def test_datasets_library(tmp):
     made = hf.Dataset.from_dict(rows, features=hf.Features(img=hf.Image(), fine_label=names))
     hf.DatasetDict(train=made, validation=made, test=made).save_to_disk(tmp / "saved")
     [task] = ds.load_tasks("huggingface", tmp / "saved", "1shot", check_images=True, progress=False)
-    assert (task.name, len(task.train), len(task.val), len(task.test), task.classnames) == ("saved", 2, 2, 6, ("mug", "bed"))
-    assert all(isinstance(x, BytesIO) for x in task.test.images), "pictures stay encoded until they are needed"
+    assert (task.name, len(task.train), len(task.val), len(task.test), task.classnames) == (
+        "saved", 2, 2, 6, ("mug", "bed"))
+    assert all(
+        isinstance(x, BytesIO) for x in task.test.images), "pictures stay encoded until they are needed"
     assert [open_image(x).getpixel((0, 0))[0] for x in task.test.images] == [0, 40, 80, 120, 160, 200]
     made.save_to_disk(tmp / "one")
     assert len(ds.load_tasks("huggingface", tmp / "one", "1shot")[0].test) == 4
     made.add_column("coarse_label", [0] * 6, feature=names).save_to_disk(tmp / "two")
-    refused("2 columns of kind ClassLabel, so one has to be named", ds.load_tasks, "huggingface", tmp / "two", "1shot")
-    assert len(ds.from_hugging_face("two", dict(train=hf.load_from_disk(tmp / "two")), label="fine_label").parts["all"]) == 6
+    refused("2 columns of kind ClassLabel, so one has to be named", ds.load_tasks, "huggingface", tmp / "two",
+            "1shot")
+    assert (
+        len(
+            ds.from_hugging_face("two", dict(train=hf.load_from_disk(tmp / "two")), label="fine_label").parts[
+                "all"])
+        == 6)
     hf.DatasetDict(test=made).save_to_disk(tmp / "no_train")
     refused("has the parts test: expected train", ds.load_tasks, "huggingface", tmp / "no_train", "1shot")
-    for wrong in ("none", "saved/train/state.json", ""): refused("expected a folder written by save_to_disk", ds.load_tasks, "huggingface", tmp / wrong, "1shot")
+    for wrong in ("none", "saved/train/state.json", ""):
+        refused(
+            "expected a folder written by save_to_disk", ds.load_tasks, "huggingface", tmp / wrong, "1shot")
 
 
 def test_datasets_library_is_an_extra(tmp, monkeypatch):
     "`pip install '.[hf]'` brings it, and who asks for such a set without it is told so."
-    status, out = run(sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp, cwd=copy_project(tmp / "copy"))
+    status, out = run(
+        sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp, cwd=copy_project(tmp / "copy"))
     assert status == 0, out
     assert "[hf]\ndatasets" in (tmp / "hipro_nb.egg-info/requires.txt").read_text(encoding="utf-8")
     monkeypatch.setitem(sys.modules, "datasets", None)
@@ -369,71 +459,146 @@ def squares(tmp, monkeypatch):
     www = tmp / "www"
     www.mkdir()
     with tarfile.open(www / "squares.tar", "w") as t: t.add(made, "squares")
-    remote = RemoteFile(f"{serve(monkeypatch, www)}/squares.tar", "squares.tar", file_md5(www / "squares.tar"), unpack="", gives="squares")
+    remote = RemoteFile(f"{serve(monkeypatch, www)}/squares.tar", "squares.tar",
+                        file_md5(www / "squares.tar"), unpack="", gives="squares")
     scan = partial(scan_domains, tasks=["art", "photo"], classes=["apple", "plum"], inner=["squares"])
-    monkeypatch.setitem(sources._registry, "squares", ds.DataSet("squares", "Squares", scan, "2shot", counts=dict(art=8, photo=8), source="a server", files=(remote,)))
+    monkeypatch.setitem(
+        sources._registry,
+        "squares",
+        ds.DataSet("squares", "Squares", scan, "2shot", counts=dict(art=8, photo=8), source="a server",
+                   files=(remote,)))
     return tmp
 
 
 def test_download_option(squares):
-    argv = ["squares", "--root", squares / "data", "--method", "zero_shot", "--seeds", "1", "--out", squares / "runs"]
+    argv = ["squares", "--root", squares / "data", "--method", "zero_shot", "--seeds", "1", "--out",
+            squares / "runs"]
     status, err = hipro_fit(*argv)
     assert status == 2 and "no folder" in err and "download=True" in err and not (squares / "data").exists()
     assert hipro_fit(*argv, "--download")[0] == 0
-    assert sorted(p.name for p in (squares / "data").iterdir()) == [".squares.tar.unpacked", "squares", "squares.tar"]
+    assert sorted(p.name for p in (squares / "data").iterdir()) == [
+        ".squares.tar.unpacked", "squares", "squares.tar"]
     record = json.loads(next((squares / "runs").glob("*/run.json")).read_text(encoding="utf-8"))
-    assert {t["name"]: t["images"] for t in record["tasks"]} == {"art": dict(train=4, test=4), "photo": dict(train=4, test=4)}
+    assert {t["name"]: t["images"] for t in record["tasks"]} == {
+        "art": dict(train=4, test=4), "photo": dict(train=4, test=4)}
     status, err = hipro_fit(squares / "made", "--download", "--shots", "1", "--out", squares / "other")
     assert status == 2 and "--download: expected the name of a data set and --root" in err
 
 
 def test_views_option(squares):
     def fit(name, *more):
-        argv = [squares / "made", "--shots", "2", "--method", "coop", "--seeds", "1", "--epochs", "4", "--n-ctx", "2", "--lr", "0.1", "--out", squares / "runs", "--name", name]
+        argv = [squares / "made", "--shots", "2", "--method", "coop", "--seeds", "1", "--epochs", "4",
+                "--n-ctx", "2", "--lr", "0.1", "--out", squares / "runs", "--name", name]
         return hipro_fit(*argv, *more)
 
-    def learned(name): return [w.numpy().tobytes() for _, w in sorted(load_tensors(squares / f"runs/{name}/seed1/classifiers.safetensors")[0].items())]
-    for name, views in dict(plain=[], one=["--views", 1], two=["--views", 2], again=["--views", 2, "--store", squares / "fresh"]).items(): assert fit(name, *views)[0] == 0
-    assert learned("plain") == learned("one") and learned("two") == learned("again") and learned("two") != learned("plain")
+    def learned(name):
+        return [
+            w.numpy().tobytes()
+            for _, w in sorted(
+                load_tensors(squares / f"runs/{name}/seed1/classifiers.safetensors")[0].items())]
+
+    for name, views in dict(
+        plain=[], one=["--views", 1], two=["--views", 2], again=["--views", 2, "--store", squares / "fresh"]
+    ).items(): assert fit(name, *views)[0] == 0
+    assert (
+        learned("plain") == learned("one")
+        and learned("two") == learned("again")
+        and learned("two") != learned("plain"))
     held = FeatureStore(squares / "fresh").towers()
-    assert sorted(t["images"] for t in held) == [8, 8, 16], "two views of 8 training images, and every image as it is"
+    assert sorted(t["images"] for t in held) == [
+        8, 8, 16], "two views of 8 training images, and every image as it is"
     status, err = fit("two", "--views", 4, "--resume")
     assert status == 2 and "settings.views was 2, is 4" in err
-    for views, why in ((3, "expected 1 for plain images, or a number that divides the epochs"), (0, "views 0 with 4 epochs")):
+    for views, why in ((3, "expected 1 for plain images, or a number that divides the epochs"),
+                       (0, "views 0 with 4 epochs")):
         status, err = fit("wrong", "--views", views)
         assert status == 2 and why in err and not (squares / "runs/wrong").exists()
     assert "learns inside the image tower" in fit("vpt", "--views", 2, "--method", "vpt")[1]
-    assert "views of one image would be on both sides" in fit("probe", "--views", 2, "--method", "linear_probe")[1]
+    assert (
+        "views of one image would be on both sides" in fit("probe", "--views", 2, "--method", "linear_probe")[
+            1])
 
 
 def test_compare_takes_views_and_download(squares, monkeypatch):
-    "The options of `hipro_fit` in `hipro_compare`: same views, same classifiers; what cannot use views is left out and named."
-    words = ["--shots", "2", "--seeds", "1", "--epochs", "4", "--n-ctx", "2", "--lr", "0.1", "--views", "2", "--store", squares / "features"]
+    """The options of `hipro_fit` in `hipro_compare`: same views, same classifiers; what cannot use views is
+    left out and named."""
+    words = ["--shots", "2", "--seeds", "1", "--epochs", "4", "--n-ctx", "2", "--lr", "0.1", "--views", "2",
+             "--store", squares / "features"]
     named = ["squares", "--root", squares / "data"]
-    assert hipro_fit(*named, *words, "--method", "coop", "--out", squares / "early")[0] == 2 and not (squares / "data").exists()
-    status, err = hipro_fit(*named, *words, "--methods", "zero_shot,coop", "--jobs", "0", "--download", "--out", squares / "runs", run=run_compare)
+    assert (
+        hipro_fit(*named, *words, "--method", "coop", "--out", squares / "early")[0] == 2
+        and not (squares / "data").exists())
+    status, err = hipro_fit(
+        *named,
+        *words,
+        "--methods",
+        "zero_shot,coop",
+        "--jobs",
+        "0",
+        "--download",
+        "--out",
+        squares / "runs",
+        run=run_compare,
+    )
     assert status == 0, err
-    assert sorted(p.name for p in (squares / "data").iterdir()) == [".squares.tar.unpacked", "squares", "squares.tar"]
+    assert sorted(p.name for p in (squares / "data").iterdir()) == [
+        ".squares.tar.unpacked",
+        "squares",
+        "squares.tar",
+    ]
     assert hipro_fit(*named, *words, "--method", "coop", "--out", squares / "runs", "--name", "fit")[0] == 0
-    learned = [sorted(load_tensors(next((squares / "runs").glob(f"{where}/seed1/model.safetensors")))[0].items()) for where in ("squares-*/coop", "fit")]
-    assert [(k, v.numpy().tobytes()) for k, v in learned[0]] == [(k, v.numpy().tobytes()) for k, v in learned[1]]
-    assert json.loads(next((squares / "runs").glob("squares-*/run.json")).read_text(encoding="utf-8"))["settings"]["views"] == 2
-    status, err = hipro_fit(*named, *words, "--methods", "coop,linear_probe", "--out", squares / "other", run=run_compare)
-    assert status == 2 and "linear_probe cannot be run: --views 2 with" in err and "views of one image would be on both sides" in err and not (squares / "other").exists()
+    learned = [
+        sorted(load_tensors(next((squares / "runs").glob(f"{where}/seed1/model.safetensors")))[0].items())
+        for where in ("squares-*/coop", "fit")
+    ]
+    assert [(k, v.numpy().tobytes()) for k, v in learned[0]] == [
+        (k, v.numpy().tobytes()) for k, v in learned[1]
+    ]
+    assert (
+        json.loads(next((squares / "runs").glob("squares-*/run.json")).read_text(encoding="utf-8"))[
+            "settings"
+        ]["views"]
+        == 2
+    )
+    status, err = hipro_fit(
+        *named, *words, "--methods", "coop,linear_probe", "--out", squares / "other", run=run_compare
+    )
+    assert (
+        status == 2
+        and "linear_probe cannot be run: --views 2 with" in err
+        and "views of one image would be on both sides" in err
+        and not (squares / "other").exists()
+    )
     asked = []
     monkeypatch.setattr("hipro_nb.compare.open_model", lambda *a: asked.append(a))
-    status, err = hipro_fit("squares", "--root", squares / "none", "--model", "RN50-quickgelu", "--pretrained", "openai", "--shots", "1", "--out", squares / "other", run=run_compare)
+    status, err = hipro_fit(
+        "squares",
+        "--root",
+        squares / "none",
+        "--model",
+        "RN50-quickgelu",
+        "--pretrained",
+        "openai",
+        "--shots",
+        "1",
+        "--out",
+        squares / "other",
+        run=run_compare,
+    )
     assert status == 2 and "none" in err and not asked, "the data are looked at before weights are fetched"
 
 
 def test_embedded_model_on_a_folder_is_said(squares):
-    status, err = hipro_fit(squares / "made", "--shots", "1", "--method", "zero_shot", "--seeds", "1", "--out", squares / "runs")
+    status, err = hipro_fit(
+        squares / "made", "--shots", "1", "--method", "zero_shot", "--seeds", "1", "--out", squares / "runs"
+    )
     assert status == 0 and "no --model: the embedded model is used" in err
     status, err = hipro_fit(squares / "made/art", "--shots", "1", "--out", squares / "runs")
     assert status == 2 and "one folder more, named after the task" in err
 
 
-# ------------------------------------------------------------------ bad input: a clear error each, nothing half-written
+# ------------------------------------------------------------------ bad input: a clear error each, nothing
+# half-written
 
 
 def test_root_missing_file_or_closed(tmp, monkeypatch):
@@ -451,7 +616,8 @@ def test_root_missing_file_or_closed(tmp, monkeypatch):
 
 
 def by_nobody(f):
-    "Run `f` in a child without a superuser's rights: the system's own refusals, not imitated ones. What it raises is raised here."
+    """Run `f` in a child without a superuser's rights: the system's own refusals, not imitated ones. What it
+    raises is raised here."""
     import torchvision.datasets  # noqa: F401, what is imported later may lie where nobody may look
 
     ours, theirs = os.pipe()
@@ -529,16 +695,30 @@ def test_truncated_image(tmp):
     Image.new("RGB", (60, 60)).save((own(tmp) / "art/mug/0.png").with_suffix(".jpg"), "JPEG")
     whole = (tmp / "art/mug/0.jpg").read_bytes()
     (tmp / "art/mug/0.jpg").write_bytes(whole[: len(whole) - 200])
-    refused("1 unreadable images", ds.load_tasks, "image_folder", tmp, "2shot", check_images=True, progress=False)
+    refused(
+        "1 unreadable images", ds.load_tasks, "image_folder", tmp, "2shot", check_images=True, progress=False
+    )
     refused("0.jpg", ds.load_tasks, "image_folder", tmp, "2shot", check_images=True, progress=False)
     with pytest.warns(UserWarning, match="skipped 1 unreadable images: art, all"):
-        assert [len(t.test) for t in ds.load_tasks("image_folder", tmp, "2shot", skip_bad_images=True, progress=False)] == [4, 4]
+        assert [
+            len(t.test)
+            for t in ds.load_tasks("image_folder", tmp, "2shot", skip_bad_images=True, progress=False)
+        ] == [4, 4]
 
 
 def test_only_what_is_looked_for_may_not_collide(tmp):
-    "Names of images are taken as they are (PACS has pairs that differ by a dash), and another library's folder beside the one asked for is nobody's business."
-    domains, classes = ("art_painting", "cartoon", "photo", "sketch"), "dog elephant giraffe guitar horse house person".split()
-    pictures(tmp / "pacs/images", [f"{t}/{c}/n02103406_{n}.png" for t in domains for c in classes for n in ("34-11", "341-1", "3411")])
+    """Names of images are taken as they are (PACS has pairs that differ by a dash), and another library's
+    folder beside the one asked for is nobody's business."""
+    domains, classes = (
+        "art_painting",
+        "cartoon",
+        "photo",
+        "sketch",
+    ), "dog elephant giraffe guitar horse house person".split()
+    pictures(
+        tmp / "pacs/images",
+        [f"{t}/{c}/n02103406_{n}.png" for t in domains for c in classes for n in ("34-11", "341-1", "3411")],
+    )
     pictures(tmp, ["my_photos/x.png", "my photos/x.png", "caltech101/x.png", "caltech-101/x.png"])
     assert [len(t.train) + len(t.test) for t in ds.load_tasks("pacs", tmp, "2shot", counts=False)] == [21] * 4
 
@@ -546,13 +726,15 @@ def test_only_what_is_looked_for_may_not_collide(tmp):
 def test_case_colliding_names(tmp):
     office_home(tmp)
     (tmp / "ART").mkdir()
-    if len({p.name.casefold() for p in tmp.iterdir()}) == len(list(tmp.iterdir())): pytest.skip("the file system does not tell cases apart")
+    if len({p.name.casefold() for p in tmp.iterdir()}) == len(list(tmp.iterdir())):
+        pytest.skip("the file system does not tell cases apart")
     refused("holds 'ART' and 'Art', which differ in case", ds.load_tasks, "office_home", tmp)
     refused("duplicate", ds.load_tasks, "image_folder", own(tmp / "own", classes=("Mug", "mug")), "1shot")
 
 
 def test_two_spellings(tmp):
-    own(tmp, tasks=("art",), classes=("Alarm_Clock", "bed")); own(tmp, tasks=("clip",), classes=("alarm clock", "bed"))
+    own(tmp, tasks=("art",), classes=("Alarm_Clock", "bed"))
+    own(tmp, tasks=("clip",), classes=("alarm clock", "bed"))
     refused("are two spellings of one class", ds.load_tasks, "image_folder", tmp, "1shot")
 
 
@@ -568,7 +750,9 @@ def test_empty_split(tmp):
     refused("sketch_test.txt names no file", ds.load_tasks, "domainnet", tmp, counts=counts)
     the_ten(tmp / "ten")
     path = tmp / "ten/dtd/split_zhou_DescribableTextures.json"
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | dict(test=[])), encoding="utf-8")
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | dict(test=[])), encoding="utf-8"
+    )
     refused("task 'dtd': the test part is empty", ds.load_tasks, "dtd", tmp / "ten", counts=False)
     own(tmp / "own", classes=("mug",))
     (tmp / "own/art/bed").mkdir()
@@ -606,7 +790,13 @@ def test_archives(tmp, monkeypatch, members, why):
 
 def test_wrong_md5(tmp, monkeypatch):
     served = serve(monkeypatch, pictures(tmp / "www", ["a.png"]))
-    refused("expected 00000000000000000000000000000000; it was removed", fetch_all, [RemoteFile(f"{served}/a.png", "a.png", "0" * 32)], tmp / "root", progress=False)
+    refused(
+        "expected 00000000000000000000000000000000; it was removed",
+        fetch_all,
+        [RemoteFile(f"{served}/a.png", "a.png", "0" * 32)],
+        tmp / "root",
+        progress=False,
+    )
     assert not (tmp / "root").exists()
 
 
@@ -615,7 +805,13 @@ def test_full_disk(tmp, monkeypatch):
 
     def full(self, *args, **kwargs): raise OSError(28, "No space left on device")
     monkeypatch.setattr(tarfile.TarFile, "extractall", full)
-    refused("No space left on device", fetch_all, [RemoteFile(f"{served}/a.tar", "a.tar", file_md5(tmp / "a.tar"), unpack="")], tmp / "root", progress=False)
+    refused(
+        "No space left on device",
+        fetch_all,
+        [RemoteFile(f"{served}/a.tar", "a.tar", file_md5(tmp / "a.tar"), unpack="")],
+        tmp / "root",
+        progress=False,
+    )
     assert sorted(p.name for p in (tmp / "root").iterdir()) == ["a.tar"]
 
 
@@ -623,7 +819,9 @@ def serve(monkeypatch, folder):
     "A server of this machine; the network is open for it."
     from urllib.request import Request, build_opener
 
-    monkeypatch.setattr("hipro_nb.datasets.fetch.urlopen", lambda ask, timeout: build_opener().open(ask, timeout=timeout))
+    monkeypatch.setattr(
+        "hipro_nb.datasets.fetch.urlopen", lambda ask, timeout: build_opener().open(ask, timeout=timeout)
+    )
     handler = type("Quiet", (SimpleHTTPRequestHandler,), dict(log_message=lambda *a: None))
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -645,7 +843,10 @@ def test_every_error_says_where_to_get_it(tmp):
 
 
 def test_import_is_light_and_silent():
-    code = "import sys, hipro_nb.datasets; sys.exit(' '.join(sorted({'torchvision', 'datasets', 'matplotlib', 'open_clip', 'pandas'} & sys.modules.keys())) or 0)"
+    code = (
+        "import sys, hipro_nb.datasets; sys.exit(' '.join(sorted({'torchvision', 'datasets', 'matplotlib',"
+        " 'open_clip', 'pandas'} & sys.modules.keys())) or 0)"
+    )
     status, out = run(sys.executable, "-c", code, cwd=ROOT)
     assert status == 0 and not out, f"import hipro_nb.datasets imports {out}"
 
@@ -653,9 +854,12 @@ def test_import_is_light_and_silent():
 def test_table_has_every_data_set():
     rows = ds.dataset_table().splitlines()[2:]
     assert len(rows) == len(ds.list_datasets())
-    for row in rows: assert row.count(" | ") == 9 and not [c for c in row.strip("| ").split(" | ") if not c.strip()], row
+    for row in rows:
+        assert row.count(" | ") == 9 and not [c for c in row.strip("| ").split(" | ") if not c.strip()], row
 
 
 def test_every_name_of_the_issue_is_known():
-    for name in ("office_home domainnet minidomainnet cifar100 ten caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd eurosat ucf101 "
-                 "office_caltech10 pacs image_folder").split(): assert sources.find_dataset(name).name == name
+    for name in (
+        "office_home domainnet minidomainnet cifar100 ten caltech101 oxford_pets stanford_cars oxford_flowers"
+        " food101 fgvc_aircraft sun397 dtd eurosat ucf101 office_caltech10 pacs image_folder"
+    ).split(): assert sources.find_dataset(name).name == name

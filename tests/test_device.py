@@ -1,5 +1,6 @@
 """The library on a GPU: every method, its numbers those of the CPU, what it saves usable elsewhere. `make test` shows it on a stand-in (`stand_in.py`), which
 refuses what CUDA refuses; `make test-gpu` shows the same on a real one."""
+
 import contextlib
 import io
 import json
@@ -26,7 +27,8 @@ from hipro_nb.train import PromptTrainer, TrainConfig
 
 pytestmark = pytest.mark.xdist_group("device")
 SMALL = dict(n_ctx=2, n_shared=2, n_tokens=2, n_visual=2, depth=1)
-STOPPED = ("hipro", "cocoop", "maple", "jscpt")  # one of each training loop, and one with prompts inside the image tower
+# one of each training loop, and one with prompts inside the image tower
+STOPPED = ("hipro", "cocoop", "maple", "jscpt")
 needs_stand_in = pytest.mark.skipif(missing() is not None, reason=f"no stand-in for a GPU: {missing()}")
 
 
@@ -48,7 +50,8 @@ def make(name, clip, epochs=1):
     return cls(clip, store=FeatureStore(None), **{k: v for k, v in given.items() if k in method_options(cls)})
 
 
-def probs(method, tasks): return torch.cat([method.predict(t.name, t.test.images).probs.cpu().double() for t in tasks])
+def probs(method, tasks):
+    return torch.cat([method.predict(t.name, t.test.images).probs.cpu().double() for t in tasks])
 
 
 def fit_on(folder, name, device, double):
@@ -74,7 +77,8 @@ def interrupted(folder, name, device):
                 if self.step == self.plan.steps + 1: raise KeyboardInterrupt
                 return step(self, *args, **kwargs)
             stack.enter_context(mock.patch.object(trainer, "train_step", until_then))
-        with pytest.raises(KeyboardInterrupt): out.fit(tasks, checkpoint=folder / f"{name}-{device}", progress=False)
+        with pytest.raises(KeyboardInterrupt):
+            out.fit(tasks, checkpoint=folder / f"{name}-{device}", progress=False)
     out = make(name, clip, epochs=2).fit(tasks, checkpoint=folder / f"{name}-{device}", progress=False)
     return (probs(whole, tasks) - probs(out, tasks)).abs().max().item()
 
@@ -86,7 +90,10 @@ def compare(folder, name, device="cuda", within=contextlib.nullcontext):
         cpu = fit_on(folder, name, "cpu", True)[0]
         for what, double in (("double", True), ("usual", False)):
             with within(): here, again, elsewhere = fit_on(folder, name, device, double)
-            said[what] = dict(zip(("trained", "reloaded", "moved"), (x.abs().max().item() for x in (here - cpu, again - here, elsewhere - here))), sums=here.sum().item() / len(here))
+            said[what] = dict(
+                zip(("trained", "reloaded", "moved"),
+                    (x.abs().max().item() for x in (here - cpu, again - here, elsewhere - here))),
+                sums=here.sum().item() / len(here))
         if name in STOPPED:
             with within(): said["interrupted"] = interrupted(folder, name, device)
     except Exception: said["error"] = traceback.format_exc()
@@ -94,7 +101,8 @@ def compare(folder, name, device="cuda", within=contextlib.nullcontext):
 
 
 def answers(folder, name, trainer, step):
-    "How many answers a step wants of the GPU: the least of two epochs, since an epoch's end wants one more. (Small tables that go up wait, too, for what was queued before.)"
+    """How many answers a step wants of the GPU: the least of two epochs, since an epoch's end wants one more.
+    (Small tables that go up wait, too, for what was queued before.)"""
     seen, take = [], getattr(trainer, step)
     def counted(self, *args, **kwargs):
         before = StandIn.counts["answers"]
@@ -108,10 +116,13 @@ def answers(folder, name, trainer, step):
 
 
 def commands(folder):
-    "Status and words of `hipro_fit` on the device that it finds by itself, of taking it up again, and of `hipro_predict`"
-    out, fit = {}, [folder / "data", "--model", folder / "model", "--shots", 2, "--n-ctx", 2, "--epochs", 2, "--seeds", 1, "--out", folder / "runs", "--name", "a"]
+    """Status and words of `hipro_fit` on the device that it finds by itself, of taking it up again, and of
+    `hipro_predict`"""
+    out, fit = {}, [folder / "data", "--model", folder / "model", "--shots", 2, "--n-ctx", 2, "--epochs", 2,
+                    "--seeds", 1, "--out", folder / "runs", "--name", "a"]
     image = folder / "data" / "art" / "plum" / "0.png"
-    for what, f, argv in (("fit", hipro_fit, fit), ("resume", hipro_fit, [*fit, "--resume"]), ("predict", hipro_predict, [folder / "runs" / "a", image])):
+    for what, f, argv in (("fit", hipro_fit, fit), ("resume", hipro_fit, [*fit, "--resume"]),
+                          ("predict", hipro_predict, [folder / "runs" / "a", image])):
         said, status = io.StringIO(), 0
         with StandIn(), contextlib.redirect_stdout(said):
             try: f([str(a) for a in argv])
@@ -125,7 +136,9 @@ def refused():
     here, said = torch.ones(2, 2), {}
     with StandIn():
         there = here.cuda()
-        for what, f in (("sum", lambda: there + here), ("index", lambda: here[there.long()]), ("draw", lambda: torch.randn(2, device="cuda", generator=torch.Generator())), ("numpy", there.numpy)):
+        for what, f in (("sum", lambda: there + here), ("index", lambda: here[there.long()]),
+                        ("draw", lambda: torch.randn(2, device="cuda", generator=torch.Generator())),
+                        ("numpy", there.numpy)):
             try: said[what] = repr(f())
             except (RuntimeError, TypeError) as e: said[what] = type(e).__name__
         said["fine"] = (there[torch.tensor([0])] + torch.tensor(1.0)).tolist()
@@ -146,10 +159,12 @@ def walk(folder):
     warnings.simplefilter("ignore")
     folder = Path(folder)
     said = {name: compare(folder, name, within=StandIn) for name in METHODS}
-    counted = (("hipro", PromptTrainer, "train_step"), ("cocoop", ParameterTrainer, "train_step"), ("jscpt", BilevelTrainer, "lower"))
-    rest = dict(answers=lambda: {name: answers(folder, name, *where) for name, *where in counted}, refused=refused, commands=lambda: commands(folder), old=lambda: list(old_card(folder)))
+    counted = (("hipro", PromptTrainer, "train_step"), ("cocoop", ParameterTrainer, "train_step"),
+               ("jscpt", BilevelTrainer, "lower"))
+    rest = dict(answers=lambda: {name: answers(folder, name, *where) for name, *where in counted},
+                refused=refused, commands=lambda: commands(folder), old=lambda: list(old_card(folder)))
     for what, f in rest.items():
-        try: said[what] = f()
+        try:said[what] = f()
         except Exception: said[what] = traceback.format_exc()
     (folder / "said.json").write_text(json.dumps(said), encoding="utf-8")
 
@@ -158,17 +173,23 @@ def walk(folder):
 def said(tmp_path_factory):
     folder = tmp_path_factory.mktemp("device")
     prepare(folder)
-    status, out = Forked("test_device:walk", str(folder), cwd=folder, sys_path=[ROOT, ROOT / "tests"], both=True).wait(600)[:2]
+    status, out = Forked(
+        "test_device:walk", str(folder), cwd=folder, sys_path=[ROOT, ROOT / "tests"], both=True).wait(600)[:2]
     assert status == 0, out[-4000:]
     return json.loads((folder / "said.json").read_text(encoding="utf-8"))
 
 
 def check(found, name):
-    "Trained in float64 the two agree to rounding; in the types that are usual there, bf16 is seen (fp32 is nearer, a probe of features hardly moves) and does no harm"
+    """Trained in float64 the two agree to rounding; in the types that are usual there, bf16 is seen (fp32 is
+    nearer, a probe of features hardly moves) and does no harm"""
     assert "error" not in found, found["error"]
     assert found["double"]["trained"] < 1e-9
     assert (5e-6 if name == "linear_probe" else 1e-3) < found["usual"]["trained"] < 0.25
-    for kind, small in (("double", 1e-9), ("usual", 0.02)): assert found[kind]["reloaded"] <= 1e-6 and found[kind]["moved"] < small and abs(found[kind]["sums"] - 1) < 1e-5
+    for kind, small in (("double", 1e-9), ("usual", 0.02)):
+        assert (
+            found[kind]["reloaded"] <= 1e-6
+            and found[kind]["moved"] < small
+            and abs(found[kind]["sums"] - 1) < 1e-5)
     assert found.get("interrupted", 0) < 1e-9
 
 
@@ -178,7 +199,9 @@ def test_method(said, name): check(said[name], name)
 
 
 @needs_stand_in
-def test_stand_in_refuses(said): assert said["refused"] == dict(sum="OtherDevice", index="OtherDevice", draw="OtherDevice", numpy="TypeError", fine=[[2.0, 2.0]])
+def test_stand_in_refuses(said):
+    assert said["refused"] == dict(
+        sum="OtherDevice", index="OtherDevice", draw="OtherDevice", numpy="TypeError", fine=[[2.0, 2.0]])
 
 
 @needs_stand_in
@@ -186,7 +209,11 @@ def test_commands(said):
     assert isinstance(said["commands"], dict), said["commands"]
     words = {k: text for k, (status, text) in said["commands"].items() if status == 0}
     assert set(words) == {"fit", "resume", "predict"}, said["commands"]
-    assert "on cuda:0" in words["fit"] and "HiPro" in words["fit"] and "finished before" in words["resume"] and "plum" in words["predict"]
+    assert (
+        "on cuda:0" in words["fit"]
+        and "HiPro" in words["fit"]
+        and "finished before" in words["resume"]
+        and "plum" in words["predict"])
 
 
 @needs_stand_in

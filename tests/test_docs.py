@@ -1,5 +1,6 @@
 """The site without Quarto: every notebook goes through nbdev's own processors as `nbdev_docs` sends it, every link, anchor and cross-reference
 leads somewhere, every figure has label, caption and alternative text."""
+
 import json
 import re
 from pathlib import Path
@@ -18,7 +19,8 @@ BASE = f"{CFG['doc_host']}{CFG['doc_baseurl']}/"
 def site(tmp_path_factory):
     "A copy of the project after nbdev's part of `nbdev_docs`."
     top = copy_project(tmp_path_factory.mktemp("docs") / "project")
-    status, out, _ = Forked("runpy:run_path", str(top / "tests/build_docs.py"), run_name="__main__", cwd=top, sys_path=[top], both=True).wait(900)
+    status, out, _ = Forked("runpy:run_path", str(top / "tests/build_docs.py"), run_name="__main__", cwd=top,
+                            sys_path=[top], both=True).wait(900)
     assert status == 0, out[-8000:]
     return top
 
@@ -49,11 +51,17 @@ def anchors(site, nb):
     "Every name on a page that a link can lead to."
     res = set()
     for c in page(site, nb)[1]:
-        mds = [text(c["source"])] if c["cell_type"] == "markdown" else [text(o.get("data", {}).get("text/markdown")) for o in c.get("outputs", [])]
+        mds = (
+            [text(c["source"])]
+            if c["cell_type"] == "markdown"
+            else [text(o.get("data", {}).get("text/markdown")) for o in c.get("outputs", [])])
         if c["cell_type"] == "code": res.update(re.findall(r"^#\|\s*label:\s*(\S+)", text(c["source"]), re.M))
         for md in mds:
             res.update(re.findall(r"\{#([\w.:-]+)", md)); res.update(re.findall(r"\bid=[\"']([^\"']+)", md))
-            res.update(slug(re.sub(r"\{.*\}\s*$", "", h)) for h in re.findall(r"^#{1,6} +(.*?)\s*#*$", re.sub(r"^```.*?^```\s*$", "", md, flags=re.M | re.S), re.M))
+            res.update(
+                slug(re.sub(r"\{.*\}\s*$", "", h))
+                for h in re.findall(
+                    r"^#{1,6} +(.*?)\s*#*$", re.sub(r"^```.*?^```\s*$", "", md, flags=re.M | re.S), re.M))
     return res
 
 
@@ -65,7 +73,12 @@ def test_docs_process(site, nb):
     assert not said["warnings"] and "imports and other code" not in said["said"], said
     front, made = page(site, nb)
     assert front["title"] and front["description"] and front["output-file"].endswith(".html")
-    shown = [text(o.get("text")) for c in made if "show_doc" in text(c["source"]) for o in c.get("outputs", []) if o["output_type"] in ("stream", "error")]
+    shown = [
+        text(o.get("text"))
+        for c in made
+        if "show_doc" in text(c["source"])
+        for o in c.get("outputs", [])
+        if o["output_type"] in ("stream", "error")]
     assert not shown, shown
 
 
@@ -78,12 +91,18 @@ def test_docs_exported_names(site, nb):
     for d in scope["d"]["syms"].values(): syms.update(d)
     front, _ = page(site, nb)
     where = (Path(name(nb)).parent / front["output-file"]).as_posix()
-    defined = {n for c in cells(nb, "code") if is_exported(c) for n in re.findall(r"^(?:def|class) +([a-zA-Z]\w*)", c["source"], re.M)
-               if not re.search(rf"@patch[^\n]*\n(?:@[^\n]*\n)*def +{n}\b", c["source"])}
+    defined = {
+        n
+        for c in cells(nb, "code")
+        if is_exported(c)
+        for n in re.findall(r"^(?:def|class) +([a-zA-Z]\w*)", c["source"], re.M)
+        if not re.search(rf"@patch[^\n]*\n(?:@[^\n]*\n)*def +{n}\b", c["source"])}
     found = anchors(site, nb)
     for n in sorted(defined):
         assert n.lower() in found, f"{n} is exported, but the page has no entry for it"
-        assert any(s.endswith(f".{n}") and v[0] == f"{where}#{n.lower()}" for s, v in syms.items()), f"_modidx does not know {n} on {where}"
+        assert any(
+            s.endswith(f".{n}") and v[0] == f"{where}#{n.lower()}" for s, v in syms.items()
+        ), f"_modidx does not know {n} on {where}"
 
 
 @every
@@ -97,7 +116,8 @@ def test_docs_links(site, nb):
             if target.startswith(BASE):
                 path = path[len(BASE):]
                 assert path in pages, f"{target}: the site has no such page"
-                if "_" == anchor[0] or "." in anchor: continue  # nbdev links helpers and members of a class body too, without entries of their own
+                # nbdev links helpers and members of a class body too, without entries of their own
+                if "_" == anchor[0] or "." in anchor: continue
                 to = pages[path]
             elif re.match(r"[a-z]+:", target): continue
             else:
@@ -111,10 +131,20 @@ def test_docs_links(site, nb):
 def test_docs_references(site, nb):
     "`@fig-`, `@eq-`, `@tbl-`, `@sec-` refer to a label of the same page, and labels are unique."
     made = page(site, nb)[1]
-    labels = [l for c in made for l in (re.findall(r"^#\|\s*label:\s*(\S+)", text(c["source"]), re.M) if c["cell_type"] == "code"
-                                        else re.findall(r"\{#((?:fig|tbl|eq|sec|lst)-[\w-]+)", text(c["source"])))]
-    assert len(labels) == len(set(labels)), f"a label is there twice: {sorted({l for l in labels if labels.count(l) > 1})}"
-    wanted = {r for c in made if c["cell_type"] == "markdown" for r in re.findall(r"(?<![\w@])@((?:fig|tbl|eq|sec|lst)-[\w-]+)", unquoted(text(c["source"])))}
+    labels = [
+        l
+        for c in made
+        for l in (
+            re.findall(r"^#\|\s*label:\s*(\S+)", text(c["source"]), re.M)
+            if c["cell_type"] == "code"
+            else re.findall(r"\{#((?:fig|tbl|eq|sec|lst)-[\w-]+)", text(c["source"])))]
+    assert len(labels) == len(
+        set(labels)), f"a label is there twice: {sorted({l for l in labels if labels.count(l) > 1})}"
+    wanted = {
+        r
+        for c in made
+        if c["cell_type"] == "markdown"
+        for r in re.findall(r"(?<![\w@])@((?:fig|tbl|eq|sec|lst)-[\w-]+)", unquoted(text(c["source"])))}
     assert wanted <= set(labels), f"no label for {sorted(wanted - set(labels))}"
 
 
@@ -124,7 +154,8 @@ def test_docs_figures(nb):
         shown = [k for o in c["outputs"] for k in o.get("data", {}) if k.startswith("image/")]
         if not shown or "hide" in c["directives"]: continue
         d = c["directives"]
-        assert d.get("label", "").startswith("fig-"), f"cell {c['index']} shows a figure and has no label fig-..."
+        assert d.get("label", "").startswith(
+            "fig-"), f"cell {c['index']} shows a figure and has no label fig-..."
         for part in ("fig-cap", "fig-alt"):
             said = yaml.safe_load(d.get(part) or "''")
             assert isinstance(said, str) and len(said.split()) >= 3, f"cell {c['index']}: no {part}"
@@ -132,16 +163,20 @@ def test_docs_figures(nb):
 
 
 def test_docs_sidebar(site):
-    "The sidebar lists index, then every chapter in reading order, each in the section of its folder; the site's settings arrive."
-    contents = yaml.safe_load((site / "nbs/sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+    """The sidebar lists index, then every chapter in reading order, each in the section of its folder; the
+    site's settings arrive."""
+    contents = yaml.safe_load((site / "nbs/sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"][
+        "contents"]
     assert contents[0] == "index.ipynb"
     listed = [c for part in contents[1:] for c in part["contents"]]
     assert listed == [name(p) for p in chapters()]
     folders = [{Path(c).parent for c in part["contents"]} for part in contents[1:]]
-    assert all(len(f) == 1 for f in folders) and len(set.union(*folders)) == len(folders), "a part is a folder and a section"
+    assert all(len(f) == 1 for f in folders) and len(set.union(*folders)) == len(
+        folders), "a part is a folder and a section"
     made = yaml.safe_load((site / "nbs/nbdev.yml").read_text(encoding="utf-8"))
     assert made["project"]["output-dir"] == CFG["doc_path"] and made["website"]["title"] == CFG["lib_name"]
-    assert (site / "_proc/_quarto.yml").read_text(encoding="utf-8") == (ROOT / "_quarto.yml").read_text(encoding="utf-8")
+    assert (site / "_proc/_quarto.yml").read_text(encoding="utf-8") == (ROOT / "_quarto.yml").read_text(
+        encoding="utf-8")
 
 
 def test_docs_settings():

@@ -1,4 +1,5 @@
 "The package is what the notebooks export, the notebooks are clean: `nbdev_export` and `nbdev_clean` leave no difference."
+
 import sys
 from pathlib import Path
 
@@ -10,7 +11,8 @@ BIN = Path(sys.executable).parent
 
 @pytest.fixture(scope="module")
 def remade(tmp_path_factory):
-    "A copy from which every exported module was removed before exporting anew, and whose notebooks were cleaned."
+    """A copy from which every exported module was removed before exporting anew, and whose notebooks were
+    cleaned."""
     top = copy_project(tmp_path_factory.mktemp("export") / "project")
     for p in (top / "hipro_nb").rglob("*.py"):
         if p != top / "hipro_nb/__init__.py": p.unlink()
@@ -20,14 +22,20 @@ def remade(tmp_path_factory):
     return top
 
 
-def files(top, pattern): return {p.relative_to(top).as_posix(): p.read_bytes() for p in top.glob(pattern) if not any(s.startswith(".") for s in p.relative_to(top).parts)}
+def files(top, pattern):
+    return {
+        p.relative_to(top).as_posix(): p.read_bytes()
+        for p in top.glob(pattern)
+        if not any(s.startswith(".") for s in p.relative_to(top).parts)}
 
 
 @pytest.mark.parametrize("pattern,command", [("hipro_nb/**/*.py", "make export"), ("nbs/**/*.ipynb", "make clean"), ("*.toml", "make export")])
 @pytest.mark.xdist_group("export")
 def test_no_difference(remade, pattern, command):
     old, new = files(ROOT, pattern), files(remade, pattern)
-    assert set(old) == set(new), f"only in the checkout: {sorted(set(old) - set(new))}; only made anew: {sorted(set(new) - set(old))}; run `{command}`"
+    assert set(old) == set(new), (
+        f"only in the checkout: {sorted(set(old) - set(new))}; only made anew: {sorted(set(new) - set(old))};"
+        f" run `{command}`")
     assert not [f for f in old if old[f] != new[f]], f"`{command}` changes these"
 
 

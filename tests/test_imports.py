@@ -1,4 +1,5 @@
 "A chapter imports only from chapters above it, by name; the chapters that are mathematics import no models or data; importing the package is light."
+
 import ast
 import sys
 
@@ -7,7 +8,8 @@ from project import LIB, ROOT, cells, chapters, is_exported, module_of, name, ru
 
 PLACE = {nb: i for i, nb in enumerate(chapters())}      # in reading order
 ORDER = {module_of(nb): i for nb, i in PLACE.items() if module_of(nb)}
-ORDER |= {m.removesuffix(".__init__"): n for m, n in ORDER.items()}     # a package is imported by its own name
+# a package is imported by its own name
+ORDER |= {m.removesuffix(".__init__"): n for m, n in ORDER.items()}
 PURE = {"escape", "loss", "affinity", "tree", "fuse", "bilevel"}
 HEAVY = {"open_clip", "torchvision", "timm", "PIL"}
 
@@ -44,9 +46,12 @@ def test_notebook_order(nb):
     for c in cells(nb, "code"):
         if "eval" in c["directives"]: continue
         for m in own(tree_of(c)):
-            assert ORDER.get(m, PLACE[nb]) < PLACE[nb], f"cell {c['index']} imports {m}, which is not above {name(nb)}"
+            assert (
+                ORDER.get(m, PLACE[nb]) < PLACE[nb]
+            ), f"cell {c['index']} imports {m}, which is not above {name(nb)}"
         for m, names in imports(tree_of(c)):
-            assert "*" not in names or not (m.startswith("hipro_nb") or is_exported(c)), f"cell {c['index']} imports * from {m}"
+            assert "*" not in names or not (
+                m.startswith("hipro_nb") or is_exported(c)), f"cell {c['index']} imports * from {m}"
 
 
 @pytest.mark.parametrize("module", sorted(PURE & ORDER.keys()))
@@ -57,6 +62,8 @@ def test_mathematics_stands_alone(module):
 
 
 def test_package_import_is_light():
-    code = "import sys, hipro_nb; sys.exit(' '.join(sorted({'torch', 'numpy', 'open_clip', 'matplotlib', 'fastcore'} & sys.modules.keys())) or 0)"
+    code = (
+        "import sys, hipro_nb; sys.exit(' '.join(sorted({'torch', 'numpy', 'open_clip', 'matplotlib',"
+        " 'fastcore'} & sys.modules.keys())) or 0)")
     status, out = run(sys.executable, "-c", code, cwd=ROOT)
     assert status == 0, f"import hipro_nb imports {out}"

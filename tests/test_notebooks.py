@@ -3,8 +3,11 @@ import pytest
 from forked import Forked
 from project import cells, name, notebooks
 
-FLAGGED = [pytest.param(nb, flag, marks=getattr(pytest.mark, flag), id=f"{name(nb)}-{flag}")
-           for nb in notebooks() for flag in ("slow", "gpu") if any(flag in c["directives"] for c in cells(nb, "code"))]
+FLAGGED = [
+    pytest.param(nb, flag, marks=getattr(pytest.mark, flag), id=f"{name(nb)}-{flag}")
+    for nb in notebooks()
+    for flag in ("slow", "gpu")
+    if any(flag in c["directives"] for c in cells(nb, "code"))]
 
 
 def check(nb, record_property, *flags, timeout):

@@ -9,12 +9,16 @@ import zipfile
 import pytest
 from project import CFG, LIB, ROOT, copy_project, run
 
-ASSETS = [p for p in (LIB / "assets").rglob("*") if p.is_file() and "__pycache__" not in p.parts] if (LIB / "assets").exists() else []
+ASSETS = (
+    [p for p in (LIB / "assets").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    if (LIB / "assets").exists()
+    else [])
 
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory):
-    "Wheel and source archive, built from a copy: the wheel out of the archive, so what the archive lacks the wheel lacks."
+    """Wheel and source archive, built from a copy: the wheel out of the archive, so what the archive lacks
+    the wheel lacks."""
     top = copy_project(tmp_path_factory.mktemp("dist") / "project")
     status, out = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", top / "dist", cwd=top)
     assert status == 0, out[-4000:]
@@ -26,7 +30,8 @@ def installed(tmp_path_factory):
     "What `pip install .` puts into an empty folder."
     top = copy_project(tmp_path_factory.mktemp("install") / "project")
     target = top.parent / "site"
-    status, out = run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", target, ".", cwd=top)
+    status, out = run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
+                      "--no-index", "--target", target, ".", cwd=top)
     assert status == 0, out[-4000:]
     return target
 
@@ -34,7 +39,8 @@ def installed(tmp_path_factory):
 def sha(data): return hashlib.sha256(data).hexdigest()
 
 
-def expected(): return {p.relative_to(ROOT).as_posix(): sha(p.read_bytes()) for p in [*LIB.rglob("*.py"), *ASSETS]}
+def expected():
+    return {p.relative_to(ROOT).as_posix(): sha(p.read_bytes()) for p in [*LIB.rglob("*.py"), *ASSETS]}
 
 
 @pytest.mark.xdist_group("dist")
@@ -44,11 +50,16 @@ def test_wheel(dist):
     found = {n: sha(wheel.read(n)) for n in wheel.namelist() if ".dist-info/" not in n}
     assert found == expected()
     info = {n.rpartition("/")[2]: wheel.read(n).decode() for n in wheel.namelist() if ".dist-info/" in n}
-    assert "LICENSE" in info and "License-Expression: Apache-2.0" in info["METADATA"] or "License: Apache-2.0" in info["METADATA"]
-    for script in CFG["console_scripts"].split(): assert script.replace("=", " = ") in info["entry_points.txt"]
+    assert (
+        "LICENSE" in info
+        and "License-Expression: Apache-2.0" in info["METADATA"]
+        or "License: Apache-2.0" in info["METADATA"])
+    for script in CFG["console_scripts"].split():
+        assert script.replace("=", " = ") in info["entry_points.txt"]
     assert re.search(r"\[nbdev\]\s*hipro_nb = hipro_nb\._modidx:d", info["entry_points.txt"])
     needs = re.findall(r"^Requires-Dist: (.*)", info["METADATA"], re.M)
-    assert len([n for n in needs if "extra ==" not in n]) == len(CFG["requirements"].split()) and any('extra == "dev"' in n for n in needs)
+    assert len([n for n in needs if "extra ==" not in n]) == len(CFG["requirements"].split()) and any(
+        'extra == "dev"' in n for n in needs)
 
 
 @pytest.mark.xdist_group("dist")
@@ -59,9 +70,14 @@ def test_source_archive(dist):
 
 
 def test_install_ships_data(installed):
-    found = {p.relative_to(installed).as_posix(): sha(p.read_bytes()) for p in (installed / "hipro_nb").rglob("*") if p.is_file() and p.suffix != ".pyc"}
+    found = {
+        p.relative_to(installed).as_posix(): sha(p.read_bytes())
+        for p in (installed / "hipro_nb").rglob("*")
+        if p.is_file() and p.suffix != ".pyc"}
     assert found == expected()
-    code = "import hipro_nb, sys; from pathlib import Path; print(Path(hipro_nb.__file__).resolve().parents[1], hipro_nb.__version__)"
+    code = (
+        "import hipro_nb, sys; from pathlib import Path; print(Path(hipro_nb.__file__).resolve().parents[1],"
+        " hipro_nb.__version__)")
     status, out = run(sys.executable, "-c", code, cwd=installed.parent, PYTHONPATH=installed)
     assert (status, out.split()) == (0, [str(installed.resolve()), CFG["version"]])
 
@@ -70,7 +86,8 @@ def test_assets():
     "The embedded model is there, as safetensors, and small; nothing in the package is a pickle."
     assert any(p.suffix == ".safetensors" for p in ASSETS), "hipro_nb/assets has no weights"
     assert sum(p.stat().st_size for p in ASSETS if p.suffix == ".safetensors") <= 4 * 2**20
-    assert not [p.name for p in ASSETS if p.suffix in (".pt", ".pth", ".pkl", ".pickle", ".npy", ".npz", ".bin")]
+    assert not [
+        p.name for p in ASSETS if p.suffix in (".pt", ".pth", ".pkl", ".pickle", ".npy", ".npz", ".bin")]
 
 
 @pytest.mark.parametrize("script", CFG["console_scripts"].split())
@@ -102,7 +119,8 @@ def test_readme_table_agrees(tmp_path):
     import readme
     from hipro_nb.hipro import Result
     tasks, seeds = ("a", "b"), (1, 2, 3)
-    ours, other = Result("HiPro", tasks, seeds, [[60, 70], [64, 71], [65, 74]]), Result("CoOp", tasks, seeds, [[58, 69], [60, 70], [64, 70]])
+    ours, other = Result("HiPro", tasks, seeds, [[60, 70], [64, 71], [65, 74]]), Result(
+        "CoOp", tasks, seeds, [[58, 69], [60, 70], [64, 70]])
     runs = tmp_path / "nbs/studies/runs"
     runs.mkdir(parents=True)
     (runs / "mini_x.json").write_text(f"[{other.to_json()}, {ours.to_json()}]", encoding="utf-8")
@@ -114,13 +132,16 @@ def test_readme_table_agrees(tmp_path):
 
 def test_changelog_names_exist():
     "The public API that the changelog lists is exported."
-    for module, names in re.findall(r"^\| `(hipro_nb\.\w+)` \| (.*) \|$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M):
+    for module, names in re.findall(
+        r"^\| `(hipro_nb\.\w+)` \| (.*) \|$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M):
         missing = set(re.findall(r"`(\w+)`", names)) - set(importlib.import_module(module).__all__)
         assert not missing, f"{module} does not export {sorted(missing)}"
 
 
 def test_license_and_project_files():
-    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8") and len((ROOT / "LICENSE").read_text(encoding="utf-8")) > 11000
+    assert (
+        "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
+        and len((ROOT / "LICENSE").read_text(encoding="utf-8")) > 11000)
     assert "*.ipynb merge=nbdev-merge" in (ROOT / ".gitattributes").read_text(encoding="utf-8").splitlines()
     assert f"## {CFG['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     toml = (ROOT / "pyproject.toml").read_text(encoding="utf-8")

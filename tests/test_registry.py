@@ -1,4 +1,5 @@
 "Every method of the registry, on two tiny tasks of pictures: it learns, predicts, is saved, and is the same in a new process and for the same seed."
+
 import contextlib
 import os
 import signal
@@ -22,7 +23,8 @@ from hipro_nb.hipro import Method
 from hipro_nb.train import TrainConfig
 
 pytestmark = pytest.mark.xdist_group("registry")
-SMALL = dict(n_ctx=2, n_shared=2, n_tokens=2, n_visual=2, config=TrainConfig(lr=0.01, epochs=2, batch_size=4, seed=3))
+SMALL = dict(
+    n_ctx=2, n_shared=2, n_tokens=2, n_visual=2, config=TrainConfig(lr=0.01, epochs=2, batch_size=4, seed=3))
 FRESH = """
 import sys
 from hipro_nb.clip import load_clip
@@ -39,23 +41,27 @@ for name in names:
 
 
 class Walk:
-    "All methods fitted twice and saved; one new process loads them all. A method that fails is told of by its own test."
+    """All methods fitted twice and saved; one new process loads them all. A method that fails is told of by
+    its own test."""
     def __init__(self, folder):
         image_folder(folder / "data", tasks=("art", "photo"), n=4)
         save_clip(folder / "model")
         self.folder, self.clip, self.store = folder, load_clip(str(folder / "model")), FeatureStore(None)
-        self.tasks, self.error, self.probs, self.again = load_image_folder(folder / "data", shots=2), {}, {}, {}
+        self.tasks, self.error, self.probs, self.again = (load_image_folder(folder / "data", shots=2), {}, {},
+                                                          {})
         for name in METHODS:
-            try: self.fit(name)
+            try:self.fit(name)
             except Exception: self.error[name] = traceback.format_exc()
         self.load_anew([n for n in METHODS if n not in self.error])
 
     def method(self, name):
         "A method with small settings."
         cls = METHODS[name]
-        return cls(self.clip, store=self.store, **{k: v for k, v in SMALL.items() if k in method_options(cls)})
+        return cls(
+            self.clip, store=self.store, **{k: v for k, v in SMALL.items() if k in method_options(cls)})
 
-    def predictions(self, method): return {t.name: method.predict(t.name, t.test.images).probs for t in self.tasks}
+    def predictions(self, method):
+        return {t.name: method.predict(t.name, t.test.images).probs for t in self.tasks}
 
     def fit(self, name):
         with warnings.catch_warnings():
@@ -65,7 +71,8 @@ class Walk:
         self.probs[name], self.again[name] = self.predictions(first), self.predictions(second)
 
     def load_anew(self, names):
-        done = subprocess.run([sys.executable, "-c", FRESH, str(self.folder), *names], capture_output=True, text=True, timeout=300)
+        done = subprocess.run([sys.executable, "-c", FRESH, str(self.folder), *names], capture_output=True,
+                              text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
         self.said = done.stdout
 
@@ -92,7 +99,10 @@ def test_settings(walk, name):
     "What is saved makes the same method again, of the same class."
     assert name not in walk.error, walk.error[name]
     loaded = Method.load(walk.folder / f"{name}.safetensors", walk.clip, walk.tasks)
-    assert type(loaded) is METHODS[name] and loaded.settings() == walk.method(name).settings() and loaded.title == walk.method(name).title
+    assert (
+        type(loaded) is METHODS[name]
+        and loaded.settings() == walk.method(name).settings()
+        and loaded.title == walk.method(name).title)
 
 
 def members(session):
@@ -100,7 +110,9 @@ def members(session):
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, parent, _, its = stat.read_text(encoding="utf-8").rpartition(")")[2].split()[:4]
-            if int(its) == session and state != "Z": yield int(parent), int(stat.parent.name), (stat.parent / "cmdline").read_text(encoding="utf-8")
+            if int(its) == session and state != "Z":
+                yield (int(parent), int(stat.parent.name),
+                       (stat.parent / "cmdline").read_text(encoding="utf-8"))
 
 
 def until(found, p, seconds=600):
@@ -115,9 +127,12 @@ def until(found, p, seconds=600):
 @pytest.mark.parametrize("moment", ["importing", "training"])
 def test_compare_interrupted_with_two_jobs(tmp_path, moment):
     """Ctrl-C goes to the whole group, as from a terminal: one line, status 130, both fits' checkpoints, no process left; while the fork server still
-    imports, too. The command is forked by `forked.py`, which gives it ears for Ctrl-C: in the background of a shell script it has none, nor have these tests."""
-    data, model, runs = image_folder(tmp_path / "data", tasks=("art", "photo"), n=4), save_clip(tmp_path / "model"), tmp_path / "runs"
-    argv = [data, "--model", model, "--shots", 2, "--n-ctx", 2, "--epochs", 20000, "--out", runs, "--methods", "coop,coop_mtl", "--seeds", 1, "--jobs", 2]
+    imports, too. The command is forked by `forked.py`, which gives it ears for Ctrl-C: in the background of a shell script it has none, nor have these tests.
+    """
+    data, model, runs = (image_folder(tmp_path / "data", tasks=("art", "photo"), n=4),
+                         save_clip(tmp_path / "model"), tmp_path / "runs")
+    argv = [data, "--model", model, "--shots", 2, "--n-ctx", 2, "--epochs", 20000, "--out", runs, "--methods",
+            "coop,coop_mtl", "--seeds", 1, "--jobs", 2]
     p = Forked("hipro_nb.compare:hipro_compare", [str(a) for a in argv])
     at = lambda: {q.parts[-4] for q in runs.glob("data-*/*/seed1/checkpoint/nodes.safetensors")}
     server = lambda: any(parent == p.pid and "forkserver" in words for parent, _, words in members(p.pid))
@@ -127,8 +142,10 @@ def test_compare_interrupted_with_two_jobs(tmp_path, moment):
     status, out, err = p.wait(300)
     assert (status, err) == (130, "hipro_compare: interrupted; what was finished is kept\n")
     assert out.startswith("2 tasks, ") and out.count("\n") == 1
-    end = time.monotonic() + 300  # the server ends when it has imported; seconds, but on a machine that others fill
+    # the server ends when it has imported; seconds, but on a machine that others fill
+    end = time.monotonic() + 300
     while left := list(members(p.pid)):
         assert time.monotonic() < end, left
         time.sleep(0.1)
-    assert at() == (set() if moment == "importing" else {"coop", "coop_mtl"}) and not list(runs.glob("data-*/*/seed1/results.json"))
+    assert at() == (set() if moment == "importing" else {"coop", "coop_mtl"}) and not list(
+        runs.glob("data-*/*/seed1/results.json"))

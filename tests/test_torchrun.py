@@ -1,4 +1,5 @@
 "`torchrun` with two processes gives what one process gives. Slow: three Pythons import torch. Chapter 06 shows the same with forked processes."
+
 import os
 import sys
 
@@ -32,7 +33,8 @@ def test_two_processes_equal_one(tmp_path):
     (tmp_path / "job.py").write_text(JOB, encoding="utf-8")
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]):
-        status, out = run(sys.executable, *launcher, tmp_path / "job.py", tmp_path, cwd=tmp_path, PYTHONPATH=path)
+        status, out = run(
+            sys.executable, *launcher, tmp_path / "job.py", tmp_path, cwd=tmp_path, PYTHONPATH=path)
         assert status == 0, out[-4000:]
     (alone, facts), *both = (load_tensors(tmp_path / f"{n}.safetensors") for n in ("alone", 0, 1))
     for got, same in both:

@@ -19,11 +19,13 @@ def random_clip(seed=0):
 def save_clip(folder, seed=0):
     "A model folder as `hipro_fit --model FOLDER` takes it."
     folder.mkdir(parents=True, exist_ok=True)
-    cfg = dict(model_cfg=dict(embed_dim=32, vision_cfg=vision, text_cfg=text), preprocess_cfg=dict(mean=[0.5] * 3, std=[0.5] * 3))
+    cfg = dict(model_cfg=dict(embed_dim=32, vision_cfg=vision, text_cfg=text),
+               preprocess_cfg=dict(mean=[0.5] * 3, std=[0.5] * 3))
     (folder / "open_clip_config.json").write_text(json.dumps(cfg), encoding="utf-8")
     from safetensors.torch import save_file
 
-    save_file({k: v.contiguous() for k, v in random_clip(seed).state_dict().items()}, folder / "open_clip_model.safetensors")
+    save_file({k: v.contiguous() for k, v in random_clip(seed).state_dict().items()},
+              folder / "open_clip_model.safetensors")
     return folder
 
 
@@ -34,7 +36,8 @@ def square(seed, size=(24, 20), mode="RGB"):
 
 
 def coloured(hue, seed, size=(24, 20)):
-    "A picture of one colour with a little noise: classes that a linear head on random features can tell apart."
+    """A picture of one colour with a little noise: classes that a linear head on random features can tell
+    apart."""
     rng = np.random.default_rng(seed)
     base = np.array([[230, 40, 40], [40, 220, 60], [50, 60, 230], [220, 210, 60]][hue % 4])
     a = (base + rng.normal(0, 25, (size[1], size[0], 3))).clip(0, 255).astype(np.uint8)

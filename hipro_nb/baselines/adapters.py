@@ -57,12 +57,17 @@ class CLIPAdapter(Method):
         config:TrainConfig=TrainConfig(), # Optimiser, epochs, batch, seed
         store:FeatureStore|None=None, # Where image features are kept
     ):
-        if branch not in ('image','text'): raise ValueError(f"branch is {branch!r}; expected 'image' or 'text'")
+        if branch not in ('image', 'text'):
+            raise ValueError(f"branch is {branch!r}; expected 'image' or 'text'")
         if not 0<=alpha<=1: raise ValueError(f'alpha is {alpha}; expected 0 to 1')
-        if clip is not None and not 1<=reduction<=clip.embed_dim: raise ValueError(f'reduction is {reduction}; expected 1 to {clip.embed_dim}, the width of a feature')
+        if clip is not None and not 1 <= reduction <= clip.embed_dim:
+            raise ValueError(
+                f'reduction is {reduction}; expected 1 to {clip.embed_dim}, the width of a feature')
         super().__init__(clip, store, config.seed)
-        self.alpha,self.reduction,self.shared,self.branch,self.last_relu = alpha,reduction,shared,branch,last_relu
-        self.templates,self.config,self.models,self.text,self.groups = templates and tuple(templates),config,[],[],[]
+        self.alpha, self.reduction, self.shared, self.branch, self.last_relu = (
+            alpha, reduction, shared, branch, last_relu)
+        self.templates, self.config, self.models, self.text, self.groups = (
+            templates and tuple(templates), config, [], [], [])
 
     @property
     def title(self)->str:
@@ -91,7 +96,8 @@ def _build(self:CLIPAdapter, tasks):
     n = len(tasks)
     self.groups = [tuple(range(n))] if self.shared else [(i,) for i in range(n)]
     self.of = [0]*n if self.shared else list(range(n))
-    self.text = [zero_shot_weights(self.clip, t.classnames, self.templates or task_templates(t)).cpu() for t in tasks]
+    self.text = [
+        zero_shot_weights(self.clip, t.classnames, self.templates or task_templates(t)).cpu() for t in tasks]
     self._data = gather_train(tasks, self.config.device or 'cpu', self.text[0].dtype)
 
 @patch
@@ -102,7 +108,8 @@ def _start(self:CLIPAdapter, m:int)->dict:
         torch.manual_seed(1009*self.config.seed+m)
         layers = nn.Linear(d, d//self.reduction, bias=False),nn.Linear(d//self.reduction, d, bias=False)
     start = {k: l.weight.detach().to(like) for k,l in zip(('down','up'), layers)}
-    return start | (dict(log_scale=like.new_tensor(self.clip.logit_scale).log()) if self.config.learn_temperature else {})
+    return start | (
+        dict(log_scale=like.new_tensor(self.clip.logit_scale).log()) if self.config.learn_temperature else {})
 
 # %% ../../nbs/methods/49_adapters.ipynb #f5bc31b4
 @patch
@@ -129,9 +136,12 @@ def _losses(self:CLIPAdapter, models:list, task:Int64[Tensor,'B'], image:Int64[T
 @patch
 def _fit(self:CLIPAdapter, tasks, checkpoint, progress):
     self._build(tasks)
-    identity = dict(method='CLIPAdapter', model=self.clip.key, settings={k: v for k,v in self.settings().items() if k!='config'})
-    run = fit_parameters([self._start(m) for m in range(len(self.groups))], self._losses, tasks, self.config, groups=self.groups, progress=progress,
-        checkpoint=checkpoint and Path(checkpoint)/'adapter.safetensors', identity=identity, desc=self.title)
+    identity = dict(method='CLIPAdapter', model=self.clip.key,
+                    settings={k: v for k, v in self.settings().items() if k != 'config'})
+    run = fit_parameters([self._start(m) for m in range(len(self.groups))], self._losses, tasks, self.config,
+                         groups=self.groups, progress=progress,
+                         checkpoint=checkpoint and Path(checkpoint) / 'adapter.safetensors',
+                         identity=identity, desc=self.title)
     self.models,self.history,self._data = run.models,run.history,None
 
 @patch
@@ -142,8 +152,12 @@ def _head(self:CLIPAdapter, i):
     if self.branch=='image': return None
     return adapter(self.text[i], self._model(i)['down'], self._model(i)['up'], self.alpha, self.last_relu)
 
+
 @patch
-def _scale(self:CLIPAdapter, i): return float(self._model(i)['log_scale'].exp()) if 'log_scale' in self._model(i) else self.clip.logit_scale
+def _scale(self: CLIPAdapter, i):
+    return (
+        float(self._model(i)['log_scale'].exp()) if 'log_scale' in self._model(i) else self.clip.logit_scale)
+
 
 @patch
 def _logits(self:CLIPAdapter, i:int, x:Float[Tensor,'n d'])->Float[Tensor,'n K']:
@@ -152,12 +166,15 @@ def _logits(self:CLIPAdapter, i:int, x:Float[Tensor,'n d'])->Float[Tensor,'n K']
 # %% ../../nbs/methods/49_adapters.ipynb #916e805e
 @patch
 def _state(self:CLIPAdapter)->tuple:
-    return {f'model.{m}.{k}': v for m,d in enumerate(self.models) for k,v in d.items()} | {f'text.{i}': w for i,w in enumerate(self.text)},dict(of=self.of)
+    return {f'model.{m}.{k}': v for m, d in enumerate(self.models) for k, v in d.items()} | {
+        f'text.{i}': w for i, w in enumerate(self.text)}, dict(of=self.of)
 
 @patch
 def _restore(self:CLIPAdapter, tensors:dict, meta:dict)->None:
     self.of,self.text = meta['of'],[tensors[f'text.{i}'] for i in range(len(meta['of']))]
-    self.models = [{k.split('.', 2)[2]: v for k,v in tensors.items() if k.startswith(f'model.{m}.')} for m in range(max(self.of)+1)]
+    self.models = [
+        {k.split('.', 2)[2]: v for k, v in tensors.items() if k.startswith(f'model.{m}.')}
+        for m in range(max(self.of) + 1)]
 
 # %% ../../nbs/methods/49_adapters.ipynb #c6be390c
 def kronecker(
@@ -183,7 +200,8 @@ def task_groups(
 
 # %% ../../nbs/methods/49_adapters.ipynb #4eea870f
 class MmAP(VisualPromptMethod):
-    "Kronecker-coupled prompts of both towers, a set for each group of tasks and one for each task; groups from gradients"
+    """Kronecker-coupled prompts of both towers, a set for each group of tasks and one for each task; groups
+    from gradients"""
     keys = ('memory','n_tokens','depth','n_groups','group_epochs','snapshot_every')
     title = 'MmAP'
     def __init__(self,
@@ -196,10 +214,12 @@ class MmAP(VisualPromptMethod):
         config:TrainConfig=TrainConfig(), # Optimiser, epochs, batch, seed
         **kwargs, # `store` and `memory`
     ):
-        for k,v in dict(n_tokens=n_tokens, depth=depth, n_groups=n_groups, group_epochs=group_epochs, snapshot_every=snapshot_every).items():
-            if v is not None and v<1: raise ValueError(f'{k} is {v}; expected 1 or more')
+        for k, v in dict(n_tokens=n_tokens, depth=depth, n_groups=n_groups, group_epochs=group_epochs,
+                         snapshot_every=snapshot_every).items():
+            if v is not None and v < 1: raise ValueError(f'{k} is {v}; expected 1 or more')
         super().__init__(clip, False, config, **kwargs)
-        self.n_tokens,self.depth,self.n_groups,self.group_epochs,self.snapshot_every = n_tokens,depth,n_groups,group_epochs,snapshot_every
+        self.n_tokens, self.depth, self.n_groups, self.group_epochs, self.snapshot_every = (
+            n_tokens, depth, n_groups, group_epochs, snapshot_every)
         self.affinity,self.joint,self.task_sets = None,True,[]
 
 # %% ../../nbs/methods/49_adapters.ipynb #eb5a2ca5
@@ -211,8 +231,11 @@ def _start(self:MmAP, m:int)->dict:
     source = self.tower.init_prompts(self._n_tokens(8), D, self._seed(m))[...,:n].contiguous()
     return dict(source=source, text=source.new_ones(D, 1, w//n), visual=source.new_ones(D, 1, v//n))
 
+
 @patch
-def _sides(self:MmAP, model:dict)->tuple: return kronecker(model['text'], model['source']),kronecker(model['visual'], model['source'])
+def _sides(self: MmAP, model: dict) -> tuple:
+    return kronecker(model['text'], model['source']), kronecker(model['visual'], model['source'])
+
 
 @patch
 def _tower_for(self:MmAP, names, sets:int):
@@ -230,7 +253,11 @@ def _all_sides(self:MmAP, models:list)->tuple:
     if self.joint: return tuple(zip(*sides))
     G = len(self.task_sets)
     above = {i: g for g,group in enumerate(self.task_sets) for i in group}
-    return tuple(zip(*[tuple(torch.cat([a, b], 1) for a,b in zip(sides[above[i]], sides[G+i])) for i in range(len(self.of))]))
+    return tuple(
+        zip(
+            *[
+                tuple(torch.cat([a, b], 1) for a, b in zip(sides[above[i]], sides[G + i]))
+                for i in range(len(self.of))]))
 
 @patch
 def _totals(self:MmAP, means:Float[Tensor,'N'])->Float[Tensor,'M']:
@@ -283,8 +310,16 @@ def _watched(self:MmAP, watch:_Watch, models:list, task:Int64[Tensor,'B'], image
     means = self._losses(models, task, image)
     if watch.meter.wants(watch.step) and watch.meter.n_tasks>1:
         present = torch.bincount(task, minlength=len(means))>0
-        grads = [torch.cat([g.flatten() for g in torch.autograd.grad(means[t], list(self._prompts(models[0]).values()), retain_graph=True)])
-                 if here else None for t,here in enumerate(present.tolist())]
+        grads = [
+            (
+                torch.cat(
+                    [
+                        g.flatten()
+                        for g in torch.autograd.grad(
+                            means[t], list(self._prompts(models[0]).values()), retain_graph=True)])
+                if here
+                else None)
+            for t, here in enumerate(present.tolist())]
         like = next(g for g in grads if g is not None)
         watch.seen = torch.stack([like*0 if g is None else g for g in grads])[None].cpu(),present
     return means.sum()[None]
@@ -296,16 +331,21 @@ def _find_groups(self:MmAP, tasks, path:Path|None, progress:bool)->list:
     identity = run_identity(tasks, self.config, **self._identity(tasks))
     if path is not None and path.exists():
         tensors,meta = load_tensors(path)
-        if meta.get('identity')!=identity: raise BadData(f'checkpoint {path} is of another run; expected the same images, model and settings, or another folder')
+        if meta.get('identity') != identity:
+            raise BadData(
+                f'checkpoint {path} is of another run; expected the same images, model and settings, or'
+                ' another folder')
         self.affinity = tensors['affinity']
         return task_groups(self.affinity, min(self.n_groups, len(tasks)))
     n,meter = len(tasks),AffinityMeter(len(tasks), self.snapshot_every, 'cosine')
     self.groups,self.of,self.joint = [tuple(range(n))],torch.zeros(n, dtype=torch.long),True
     few = replace(self.config, epochs=min(self.group_epochs, self.config.epochs))
     watch = _Watch(meter)
-    fit_parameters([self._first(0)], lambda *a: self._watched(watch, *a), tasks, few, groups=self.groups, progress=progress, desc='MmAP groups',
-        checkpoint=path and path.with_name('groups.run.safetensors'), identity=self._identity(tasks), watch=watch)
-    try: self.affinity = meter.affinity(unseen=0.) if n>1 else torch.ones(1, 1, dtype=torch.float64)
+    fit_parameters([self._first(0)], lambda *a: self._watched(watch, *a), tasks, few, groups=self.groups,
+                   progress=progress, desc='MmAP groups',
+                   checkpoint=path and path.with_name('groups.run.safetensors'),
+                   identity=self._identity(tasks), watch=watch)
+    try: self.affinity = meter.affinity(unseen=0.0) if n > 1 else torch.ones(1, 1, dtype=torch.float64)
     finally: self.joint = False
     if path is not None: save_tensors(path, dict(affinity=self.affinity), dict(identity=identity))
     return task_groups(self.affinity, min(self.n_groups, n))
@@ -319,8 +359,10 @@ def _fit(self:MmAP, tasks, checkpoint, progress):
         self._tokens = ImageTokens(self.tower, [t.train for t in tasks], self.memory, progress)
         self.task_sets = self._find_groups(tasks, folder and folder/'groups.safetensors', progress)
         self._join(len(tasks))
-        run = fit_parameters([self._first(m) for m in range(len(self.groups))], self._losses, tasks, self.config, groups=self.groups, progress=progress,
-            checkpoint=folder and folder/'prompts.safetensors', identity=self._identity(tasks), desc=self.title)
+        run = fit_parameters([self._first(m) for m in range(len(self.groups))], self._losses, tasks,
+                             self.config, groups=self.groups, progress=progress,
+                             checkpoint=folder and folder / 'prompts.safetensors',
+                             identity=self._identity(tasks), desc=self.title)
         self.models,self.history,self._tokens = run.models,run.history,None
         self._settle()
 

@@ -18,7 +18,8 @@ from ..data import BadData, FeatureStore, FrozenCLIP
 from ..clip import PromptTower
 from ..train import TrainConfig, tower_key
 from ..hipro import Method
-from .coop import fit_parameters, gather_train, pack_models, task_means, task_tower, unpack_models
+from .coop import (fit_parameters, gather_train, pack_models, task_means, task_tower,
+                                     unpack_models)
 
 # %% ../../nbs/methods/41_cocoop.ipynb #6e9a51ee
 def meta_start(
@@ -88,7 +89,8 @@ class CoCoOp(Method):
     ):
         if pairs < 1: raise ValueError(f'pairs is {pairs}; expected 1 or more')
         super().__init__(clip, store, config.seed)
-        self.n_ctx, self.position, self.config, self.pairs, self.models, self.tower = n_ctx, position, config, pairs, [], None
+        self.n_ctx, self.position, self.config, self.pairs, self.models, self.tower = (
+            n_ctx, position, config, pairs, [], None)
 
     def settings(self)->dict: # What `from_settings` needs
         "The settings as plain data"
@@ -113,13 +115,23 @@ def _build(self:CoCoOp, config):
 @patch
 def _start(self:CoCoOp)->list:
     "Starting values: CoOp's contexts, random meta-networks, the model's temperature if it is learned"
-    ctx, g = self.tower.init_ctx(len(self.tasks), self.config.seed), torch.Generator().manual_seed(self.config.seed + 10**6)
-    models = [dict(ctx=c, **{k: v.to(c.device) for k,v in meta_start(self.tower.dim, self.tower.width, g, c.dtype).items()}) for c in ctx]
-    if self.config.learn_temperature: models = [m | dict(log_scale=m['ctx'].new_tensor(math.log(self.clip.logit_scale))) for m in models]
+    ctx, g = self.tower.init_ctx(len(self.tasks), self.config.seed), torch.Generator().manual_seed(
+        self.config.seed + 10**6)
+    models = [
+        dict(
+            ctx=c,
+            **{
+                k: v.to(c.device) for k, v in meta_start(self.tower.dim, self.tower.width, g, c.dtype).items()
+            })
+        for c in ctx]
+    if self.config.learn_temperature:
+        models = [m | dict(log_scale=m['ctx'].new_tensor(math.log(self.clip.logit_scale))) for m in models]
     return models
 
+
 @patch
-def _temperature(self:CoCoOp, model): return model['log_scale'].exp() if 'log_scale' in model else self.clip.logit_scale
+def _temperature(self: CoCoOp, model):
+    return model['log_scale'].exp() if 'log_scale' in model else self.clip.logit_scale
 
 # %% ../../nbs/methods/41_cocoop.ipynb #9c3ff5e4
 @patch
@@ -138,7 +150,8 @@ def losses(self:CoCoOp,
     scale = torch.cat([x.new_ones(len(p), 1) * self._temperature(models[t]) for t,p in zip(here, parts)])
     none = (self.table[task] < 0).to(x.device)
     z = bounded_cosines(self.tower, ctx, x, self.table[task], self.pairs).masked_fill(none, 0.)
-    return task_means(F.cross_entropy((scale * z).masked_fill(none, -math.inf), y, reduction='none'), task, len(models))
+    return task_means(
+        F.cross_entropy((scale * z).masked_fill(none, -math.inf), y, reduction='none'), task, len(models))
 
 # %% ../../nbs/methods/41_cocoop.ipynb #7b174657
 @patch
@@ -149,8 +162,11 @@ def _fit(self:CoCoOp, tasks, checkpoint, progress):
     def _loss(models, task, image):
         at = (first[task] + image).to(x.device)
         return self.losses(models, x[at], y[at], task)
-    run = fit_parameters(start, _loss, tasks, self.config, checkpoint=checkpoint and Path(checkpoint)/'cocoop.safetensors', progress=progress,
-                         identity=dict(tower=tower_key(self.tower), method='CoCoOp', scale=self.clip.logit_scale), desc='CoCoOp')
+    run = fit_parameters(
+        start, _loss, tasks, self.config, checkpoint=checkpoint and Path(checkpoint) / 'cocoop.safetensors',
+        progress=progress,
+        identity=dict(tower=tower_key(self.tower), method='CoCoOp', scale=self.clip.logit_scale),
+        desc='CoCoOp')
     self.models, self.history = run.models, run.history
 
 @patch
@@ -163,14 +179,22 @@ def _scale(self:CoCoOp, i): return float(self._temperature(self.models[i]))
 @patch
 def _logits(self:CoCoOp, i:int, x:Float[Tensor,'n d'])->Float[Tensor,'n K']:
     "Images in blocks, each against the class weights of its own prompt"
-    if self.clip is None: raise BadData("CoCoOp encodes a prompt for every image and needs the model: load this method with `clip`")
-    if self.tower is None: self._build(replace(self.config, device=None)) # where the model is, wherever it was trained
+    if self.clip is None:
+        raise BadData(
+            "CoCoOp encodes a prompt for every image and needs the model: load this method with `clip`")
+    # where the model is, wherever it was trained
+    if self.tower is None: self._build(replace(self.config, device=None))
     model = {k: v.to(self.tower.ids.device) for k,v in self.models[i].items()}
-    if x.shape[1] != model['w1'].shape[1]: raise BadData(f"features of width {x.shape[1]}; this CoCoOp was fitted on features of width {model['w1'].shape[1]}")
+    if x.shape[1] != model['w1'].shape[1]:
+        raise BadData(
+            f"features of width {x.shape[1]}; this CoCoOp was fitted on features of width"
+            f" {model['w1'].shape[1]}")
     ids, out = self.table[i][:len(self.classnames[i])], []
     with torch.no_grad():
         for part in x.to(model['ctx']).split(max(self.pairs // len(ids), 1)):
-            out.append(bounded_cosines(self.tower, image_ctx(model, part), part, ids.expand(len(part), -1), self.pairs).cpu())
+            out.append(
+                bounded_cosines(
+                    self.tower, image_ctx(model, part), part, ids.expand(len(part), -1), self.pairs).cpu())
     return self.scales[i] * torch.cat(out)
 
 # %% ../../nbs/methods/41_cocoop.ipynb #6a79a498

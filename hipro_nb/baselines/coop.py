@@ -15,11 +15,13 @@ import torch
 from fastcore.basics import patch, patch_to
 from jaxtyping import Float, Int
 from torch import Tensor
-from ..data import BadData, FeatureStore, Features, FrozenCLIP, Task, check_tasks, load_tensors, save_tensors
+from ..data import (BadData, FeatureStore, Features, FrozenCLIP, Task, check_tasks, load_tensors,
+                           save_tensors)
 from ..clip import PromptTower
 from ..loss import member_mask
 from ..tree import TaskTree, random_tree
-from ..train import BatchPlan, NonFiniteLoss, PromptRun, TrainConfig, first_difference, lr_at, run_steps, train_prompts, whole_step
+from ..train import (BatchPlan, NonFiniteLoss, PromptRun, TrainConfig, first_difference, lr_at,
+                            run_steps, train_prompts, whole_step)
 from ..hipro import HiPro
 
 # %% ../../nbs/methods/40_coop.ipynb #9422977d
@@ -27,15 +29,19 @@ class FixedNodes(HiPro):
     "HiPro with nodes that are known before training, under a name of its own"
     fixed = 'leaf' # `nodes` of `HiPro`
 
-    def __init__(self,
-        clip:FrozenCLIP|None, # The frozen model
-        n_ctx:int=16, # Context tokens of a prompt, T
-        position:str='end', # Where the class name stands: 'end', 'middle' or 'front'
-        config:TrainConfig=TrainConfig(), # Optimiser, epochs, batch, seed
-        store:FeatureStore|None=None, # Where image features are kept
-        chunk:int|None=None, # Most (node, class) pairs in the text tower at a time, to save memory
-        recompute:bool=False, # Compute chunks again in the backward pass, to save more
-    ): super().__init__(clip, n_ctx, nodes=self.fixed, position=position, config=config, store=store, chunk=chunk, recompute=recompute)
+    def __init__(
+        self,
+        clip: FrozenCLIP | None,  # The frozen model
+        n_ctx: int = 16,  # Context tokens of a prompt, T
+        position: str = 'end',  # Where the class name stands: 'end', 'middle' or 'front'
+        config: TrainConfig = TrainConfig(),  # Optimiser, epochs, batch, seed
+        store: FeatureStore | None = None,  # Where image features are kept
+        chunk: int | None = None,  # Most (node, class) pairs in the text tower at a time, to save memory
+        recompute: bool = False,  # Compute chunks again in the backward pass, to save more
+    ):
+        super().__init__(clip, n_ctx, nodes=self.fixed, position=position, config=config, store=store,
+                         chunk=chunk, recompute=recompute)
+
 
 @patch
 def settings(self:FixedNodes)->dict: # What `from_settings` needs
@@ -73,7 +79,8 @@ class CoOp(FixedNodes):
 
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model
-        own_batches:bool=False, # Train each task with batches of its own, as the public code; otherwise batches mix the tasks
+        # Train each task with batches of its own, as the public code; otherwise batches mix the tasks
+        own_batches:bool=False,
         **kwargs, # For `FixedNodes`
     ):
         super().__init__(clip, **kwargs)
@@ -89,10 +96,13 @@ def _train(self:CoOp, tasks, groups, ctx, checkpoint=None, **kwargs):
     "The tasks' prompts side by side; one after the other if each has batches of its own"
     if not self.own_batches: return HiPro._train(self, tasks, groups, ctx, checkpoint=checkpoint, **kwargs)
     files = [checkpoint and Path(checkpoint).with_name(f'task-{i}.safetensors') for i in range(len(tasks))]
-    runs = [train_prompts(self.tower, [t], [(0,)], self.config, self.clip.logit_scale, ctx=c[None], checkpoint=f, **kwargs)
-            for t,c,f in zip(tasks, ctx, files)]
+    runs = [
+        train_prompts(
+            self.tower, [t], [(0,)], self.config, self.clip.logit_scale, ctx=c[None], checkpoint=f, **kwargs)
+        for t, c, f in zip(tasks, ctx, files)]
     scales = torch.cat([r.log_scale for r in runs]) if self.config.learn_temperature else None
-    return PromptRun(torch.cat([r.ctx for r in runs]), groups, torch.cat([r.history for r in runs], 1), scales, sum(r.steps for r in runs), sum(r.seconds for r in runs))
+    return PromptRun(torch.cat([r.ctx for r in runs]), groups, torch.cat([r.history for r in runs], 1),
+                     scales, sum(r.steps for r in runs), sum(r.seconds for r in runs))
 
 # %% ../../nbs/methods/40_coop.ipynb #d06da9fc
 class ShrInd(FixedNodes):
@@ -160,15 +170,19 @@ def task_tower(
 )->tuple[PromptTower,list]: # The tower, and each task's class ids in it
     "One text tower for all tasks, every class name once"
     names = list(dict.fromkeys(c for own in classnames for c in own))
-    at, dtype = {c: k for k,c in enumerate(names)}, None if config.dtype is None else getattr(torch, config.dtype)
-    tower = PromptTower(clip, names, n_ctx=n_ctx, position=position, dtype=dtype, chunk=chunk, recompute=recompute)
-    return (tower.to(config.device) if config.device else tower), [torch.tensor([at[c] for c in own]) for own in classnames]
+    at, dtype = {c: k for k, c in enumerate(names)}, (
+        None if config.dtype is None else getattr(torch, config.dtype))
+    tower = PromptTower(
+        clip, names, n_ctx=n_ctx, position=position, dtype=dtype, chunk=chunk, recompute=recompute)
+    return (tower.to(config.device) if config.device else tower), [
+        torch.tensor([at[c] for c in own]) for own in classnames]
 
 # %% ../../nbs/methods/40_coop.ipynb #113ae0ac
 def _fingerprint(part)->str:
     "Hash of a split: labels, and features where there are any; pictures are not read"
     h = hashlib.sha256()
-    for t in (part.labels, part.x) if isinstance(part, Features) else (part.labels,): h.update(t.contiguous().view(torch.uint8).numpy())
+    for t in (part.labels, part.x) if isinstance(part, Features) else (part.labels,):
+        h.update(t.contiguous().view(torch.uint8).numpy())
     return h.hexdigest()[:16]
 
 def run_identity(
@@ -178,7 +192,9 @@ def run_identity(
 )->dict: # Plain values, as JSON gives them back
     "What must be the same for a checkpoint to fit"
     c = {k: v for k,v in asdict(config).items() if k not in ('device', 'checkpoint_every')}
-    each = [dict(name=t.name, classnames=list(t.classnames), images=len(t.train), data=_fingerprint(t.train)) for t in tasks]
+    each = [
+        dict(name=t.name, classnames=list(t.classnames), images=len(t.train), data=_fingerprint(t.train))
+        for t in tasks]
     return json.loads(json.dumps(dict(config=c, tasks=each, **more)))
 
 # %% ../../nbs/methods/40_coop.ipynb #27117e4d
@@ -197,8 +213,11 @@ def load_run(
 )->tuple[dict,int]: # Tensors, steps taken
     "Read a checkpoint; `BadData` naming the first thing in which its run differs"
     tensors, meta = load_tensors(path)
-    if meta.get('format') != 'hipro_nb run 1': raise BadData(f"{path} is no checkpoint of this kind of run; expected a file that fit_parameters wrote")
-    if diff := first_difference(meta['identity'], identity): raise BadData(f"checkpoint {path} is of another run: {diff}. Expected the same, or another file")
+    if meta.get('format') != 'hipro_nb run 1':
+        raise BadData(
+            f"{path} is no checkpoint of this kind of run; expected a file that fit_parameters wrote")
+    if diff := first_difference(meta['identity'], identity):
+        raise BadData(f"checkpoint {path} is of another run: {diff}. Expected the same, or another file")
     return tensors, meta['step']
 
 # %% ../../nbs/methods/40_coop.ipynb #38cddb92
@@ -209,22 +228,31 @@ class ParameterTrainer:
         loss:Callable, # `loss(models, task, image)` -> the M losses of a batch
         tasks:Sequence, # N tasks
         config:TrainConfig=TrainConfig(), # Optimiser, epochs, batch, seed
-        groups:Sequence|None=None, # Tasks of each model; its own for each task, or all for a single model, if None
+        # Tasks of each model; its own for each task, or all for a single model, if None
+        groups:Sequence|None=None,
         identity:dict|None=None, # What else must agree for a checkpoint to fit, plain values
-        watch:object=None, # Told of every step by `taken()`; with `state_dict` and `load_state_dict` for the checkpoint
+        # Told of every step by `taken()`; with `state_dict` and `load_state_dict` for the checkpoint
+        watch:object=None,
     ):
         check_tasks(tasks)
-        if groups is None: groups = [tuple(range(len(tasks)))] if len(models) == 1 else [(m,) for m in range(len(models))]
+        if groups is None:
+            groups = [tuple(range(len(tasks)))] if len(models) == 1 else [(m,) for m in range(len(models))]
         if len(groups) != len(models) or {t for g in groups for t in g} - set(range(len(tasks))):
-            raise BadData(f"{len(models)} models for groups {groups} of {len(tasks)} tasks; expected a group of tasks for each model")
-        self.loss, self.tasks, self.config, self.groups, self.more, self.watch = loss, tasks, config, groups, identity or {}, watch
-        self.plan = BatchPlan([len(t.train) for t in tasks], config.batch_size, config.seed, config.per_task_batch)
+            raise BadData(
+                f"{len(models)} models for groups {groups} of {len(tasks)} tasks; expected a group of tasks"
+                " for each model")
+        self.loss, self.tasks, self.config, self.groups, self.more, self.watch = (
+            loss, tasks, config, groups, identity or {}, watch)
+        self.plan = BatchPlan(
+            [len(t.train) for t in tasks], config.batch_size, config.seed, config.per_task_batch)
         self.total_steps, self.member = config.epochs*self.plan.steps, member_mask(groups, len(tasks))
         self.step, self.clean, self.history = 0, True, []
         self._place(models)
 
 # %% ../../nbs/methods/40_coop.ipynb #823f6382
-def _hash_tensor(t)->str: return hashlib.sha256(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()[:16]
+def _hash_tensor(t) -> str:
+    return hashlib.sha256(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()[:16]
+
 
 @patch
 def _place(self:ParameterTrainer, models):
@@ -232,9 +260,11 @@ def _place(self:ParameterTrainer, models):
     device = torch.device(self.config.device or next(iter(models[0].values())).device)
     self.models = [{k: v.detach().clone().to(device).requires_grad_() for k,v in m.items()} for m in models]
     named = [(k, p) for m in self.models for k,p in m.items()]
-    kinds = [dict(params=[p for k,p in named if k != 'log_scale']), dict(params=[p for k,p in named if k == 'log_scale'], weight_decay=0.)]
+    kinds = [dict(params=[p for k, p in named if k != 'log_scale']),
+             dict(params=[p for k, p in named if k == 'log_scale'], weight_decay=0.0)]
     c = self.config
-    self.optimizer = torch.optim.SGD([g for g in kinds if g['params']], lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
+    self.optimizer = torch.optim.SGD(
+        [g for g in kinds if g['params']], lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
     for _,p in named: self.optimizer.state[p]['momentum_buffer'] = torch.zeros_like(p)
     self.start = {f'{m}.{k}': _hash_tensor(p) for m,d in enumerate(self.models) for k,p in d.items()}
     self.loss_sum = torch.zeros(len(models), dtype=named[0][1].dtype, device=device)
@@ -252,10 +282,13 @@ def _check_finite(self:ParameterTrainer, losses, grads):
     grads = [(m, g) for m,g in grads if g is not None]
     good = torch.cat([losses.isfinite(), *(g.isfinite().all()[None] for _,g in grads)])
     if good.all(): return # one answer to wait for, where a GPU computes
-    what, m = [*(('loss', m) for m in range(len(losses))), *(('gradient', m) for m,_ in grads)][good.tolist().index(False)]
+    what, m = [*(('loss', m) for m in range(len(losses))), *(('gradient', m) for m, _ in grads)][
+        good.tolist().index(False)]
     names = ', '.join(repr(self.tasks[t].name) for t in self.groups[m])
-    raise NonFiniteLoss(f"step {self.step}: the {what} of model {m} (task{'s'*(len(self.groups[m]) > 1)} {names}) is not finite; stopped before the step. "
-                        f"Expected a lower lr than {self.config.lr:g}, or features and parameters of ordinary size")
+    raise NonFiniteLoss(
+        f"step {self.step}: the {what} of model {m} (task{'s'*(len(self.groups[m]) > 1)} {names}) is not"
+        f" finite; stopped before the step. Expected a lower lr than {self.config.lr:g}, or features and"
+        " parameters of ordinary size")
 
 @patch
 def _note(self:ParameterTrainer, losses):
@@ -289,13 +322,15 @@ def train_step(self:ParameterTrainer)->Float[Tensor,'M']: # Loss of each model
 @patch
 def identity(self:ParameterTrainer)->dict: # Plain values
     "What must be the same for a checkpoint to fit"
-    return run_identity(self.tasks, self.config, **self.more, groups=[list(g) for g in self.groups], start=self.start)
+    return run_identity(
+        self.tasks, self.config, **self.more, groups=[list(g) for g in self.groups], start=self.start)
 
 @patch
 def _state(self:ParameterTrainer)->dict:
     "Parameters and momentum, by name: the tensors themselves"
     named = [(f'{m}.{k}', p) for m,d in enumerate(self.models) for k,p in d.items()]
-    return {k: p.detach() for k,p in named} | {f'{k}.momentum': self.optimizer.state[p]['momentum_buffer'] for k,p in named}
+    return {k: p.detach() for k, p in named} | {
+        f'{k}.momentum': self.optimizer.state[p]['momentum_buffer'] for k, p in named}
 
 @patch
 def save(self:ParameterTrainer,
@@ -304,7 +339,8 @@ def save(self:ParameterTrainer,
     "Write all that the next step depends on"
     history = torch.stack(self.history) if self.history else self.loss_sum.new_zeros(0, len(self.models))
     watched = {} if self.watch is None else {f'watch.{k}': v for k,v in self.watch.state_dict().items()}
-    save_run(path, self._state() | watched | dict(loss_sum=self.loss_sum, history=history), self.step, self.identity())
+    save_run(path, self._state() | watched | dict(loss_sum=self.loss_sum, history=history), self.step,
+             self.identity())
 
 @patch
 def load(self:ParameterTrainer,
@@ -315,7 +351,8 @@ def load(self:ParameterTrainer,
     for k,t in self._state().items(): t.copy_(tensors[k])
     self.loss_sum.copy_(tensors['loss_sum'])
     self.history = list(tensors['history'])
-    if self.watch is not None: self.watch.load_state_dict({k[6:]: v for k,v in tensors.items() if k.startswith('watch.')})
+    if self.watch is not None:
+        self.watch.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith('watch.')})
 
 # %% ../../nbs/methods/40_coop.ipynb #6519070c
 @dataclass(eq=False)
@@ -325,7 +362,11 @@ class FitRun:
     history:Float[Tensor,'E M'] # Mean loss of each model in each epoch
     steps:int # Steps taken, over all epochs
     seconds:float # Time of this process's own steps
-    def __repr__(self): return f"FitRun({len(self.models)} models, {self.steps} steps, loss {self.history[0].mean():.3f} -> {self.history[-1].mean():.3f})"
+    def __repr__(self):
+        return (
+            f"FitRun({len(self.models)} models, {self.steps} steps, loss {self.history[0].mean():.3f} ->"
+            f" {self.history[-1].mean():.3f})")
+
 
 @patch
 def run(self:ParameterTrainer,
@@ -342,7 +383,8 @@ def fit_parameters(
     loss:Callable, # `loss(models, task, image)` -> the M losses of a batch; `image` counts inside the task
     tasks:Sequence, # N tasks
     config:TrainConfig=TrainConfig(), # Optimiser, epochs, batch, seed
-    groups:Sequence|None=None, # Tasks of each model; its own for each task, or all for a single model, if None
+    # Tasks of each model; its own for each task, or all for a single model, if None
+    groups:Sequence|None=None,
     checkpoint:str|Path|None=None, # File to keep the state in; an interrupted run goes on from it
     progress:bool=True, # Show a bar, if standard error is a terminal
     identity:dict|None=None, # What else must agree for a checkpoint to fit, plain values
@@ -369,4 +411,6 @@ def unpack_models(
 )->list: # Parameters of each model, by name
     "What `pack_models` packed"
     found = [(*k.split('.', 2)[1:], v) for k,v in tensors.items() if k.startswith('model.')]
-    return [{k: v for n,k,v in found if int(n) == m} for m in range(1 + max((int(n) for n,*_ in found), default=-1))]
+    return [
+        {k: v for n, k, v in found if int(n) == m}
+        for m in range(1 + max((int(n) for n, *_ in found), default=-1))]

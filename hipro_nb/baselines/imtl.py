@@ -39,13 +39,15 @@ class Balance(Combine):
         momentum:float=.9, # Momentum with which the log-scales are trained
     ):
         for name, value, choices in (('kind', kind, BALANCES), ('total', total, TOTALS)):
-            if value not in choices: raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
         self.kind, self.total, self.momentum, self.s, self.v = kind, total, momentum, None, None
 
     def settings(self)->dict: # Plain values, for JSON
         "What must be the same for a checkpoint to fit"
         return dict(kind=self.kind, total=self.total, momentum=self.momentum)
-    def state_dict(self)->dict: # Log-scales `s` and their momentum `v`, each `M N`; nothing before the first step
+    def state_dict(self,
+    )->dict: # Log-scales `s` and their momentum `v`, each `M N`; nothing before the first step
         "What the next step depends on"
         return {} if self.s is None else dict(s=self.s, v=self.v)
     def load_state_dict(self,
@@ -90,7 +92,8 @@ def __call__(self:Balance,
     lr:float, # Learning rate, also that of the log-scales
 )->Float[Tensor,'M p']: # Gradient to step with
     "The weighted sum of the gradients; then the log-scales learn from the losses"
-    if self.s is None: self.s, self.v = torch.zeros(2, *losses.shape, dtype=losses.dtype, device=losses.device)
+    if self.s is None:
+        self.s, self.v = torch.zeros(2, *losses.shape, dtype=losses.dtype, device=losses.device)
     combined = (self.weights(grads, present)[..., None] * grads).sum(1)
     if self.kind != 'G': learn_scales(self.s, self.v, losses, present, lr, self.momentum)
     return combined
@@ -102,7 +105,8 @@ class IMTL(SharedPrompt):
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model
         balance:str = 'both', # 'G' (equal projections), 'L' (learned loss scales) or 'both'
-        total:str = 'one', # What IMTL-G's weights add up to: 'one' as in the paper, or the number of 'tasks' in the batch
+        # What IMTL-G's weights add up to: 'one' as in the paper, or the number of 'tasks' in the batch
+        total:str = 'one',
         **kw, # `n_ctx`, `position`, `config`, `store`, `chunk`, `recompute`, as `SharedPrompt` has them
     ):
         super().__init__(clip, **kw)

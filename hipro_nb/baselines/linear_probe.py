@@ -32,13 +32,16 @@ def fit_softmax(
     C:float=1., # Weight of the data against the penalty
 )->tuple[Float[Tensor,'K d'],Float[Tensor,'K']]: # Weights and intercepts, in float64
     "Multinomial logistic regression by scikit-learn's L-BFGS, at most 1,000 iterations"
-    w, b = torch.zeros(n_classes, x.shape[1], dtype=torch.float64), torch.full((n_classes,), -math.inf, dtype=torch.float64)
+    w, b = torch.zeros(n_classes, x.shape[1], dtype=torch.float64), torch.full(
+        (n_classes,), -math.inf, dtype=torch.float64)
     seen = y.unique()
     if len(seen) == 1: b[seen] = 0.
     if len(seen) == 1: return w, b
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', ConvergenceWarning) # with little regularisation a separable task has its minimum far away
-        model = LogisticRegression(C=2*C if len(seen) == 2 else C, max_iter=1000, tol=1e-6).fit(x.double().numpy(), y.numpy())
+        # with little regularisation a separable task has its minimum far away
+        warnings.simplefilter('ignore', ConvergenceWarning)
+        model = LogisticRegression(C=2 * C if len(seen) == 2 else C, max_iter=1000, tol=1e-6).fit(
+            x.double().numpy(), y.numpy())
     coef, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
     if len(seen) == 2: coef, bias = torch.cat([-coef, coef])/2, torch.cat([-bias, bias])/2
     w[seen], b[seen] = coef, bias
@@ -88,7 +91,10 @@ def probe_task(
 )->tuple[Float[Tensor,'K d'],Float[Tensor,'K'],float,dict]: # Weights, intercepts, the C chosen, validation accuracy by C
     "The linear probe of a task"
     stay, out = hold_out(task.train.y, share, seed)
-    fit_on, check = (task.train, task.val) if task.val is not None and len(task.val) else (task.train.subset(stay), task.train.subset(out))
+    fit_on, check = (
+        (task.train, task.val)
+        if task.val is not None and len(task.val)
+        else (task.train.subset(stay), task.train.subset(out)))
     tried = {}
     if C is None and not len(check): C = 1.
     if C is None:
@@ -110,7 +116,8 @@ class LinearProbe(Method):
         config:TrainConfig=TrainConfig(), # Its seed decides which images are held out
         store:FeatureStore|None=None, # Where image features are kept
     ):
-        if C is not None and not 0 < C < math.inf: raise ValueError(f'C is {C}; expected a finite number above 0, or None')
+        if C is not None and not 0 < C < math.inf:
+            raise ValueError(f'C is {C}; expected a finite number above 0, or None')
         if not 0 < share < 1: raise ValueError(f'share is {share}; expected a number between 0 and 1')
         super().__init__(clip, store, config.seed)
         self.C, self.share, self.config, self.chosen = C, share, config, []
@@ -132,11 +139,14 @@ def from_settings(cls,
 @patch
 def _fit(self:LinearProbe, tasks, checkpoint, progress):
     file = checkpoint and Path(checkpoint)/'probe.safetensors'
-    identity = run_identity(tasks, self.config, method='LinearProbe', model=self.made_with, C=self.C, share=self.share, val=[None if t.val is None else len(t.val) for t in tasks])
+    identity = run_identity(tasks, self.config, method='LinearProbe', model=self.made_with, C=self.C,
+                            share=self.share, val=[None if t.val is None else len(t.val) for t in tasks])
     done, at = load_run(file, identity) if file and file.exists() else ({}, 0)
-    for i in tqdm(range(at, len(tasks)), initial=at, total=len(tasks), desc='linear probe', unit='task', leave=False, disable=None if progress else True):
+    for i in tqdm(range(at, len(tasks)), initial=at, total=len(tasks), desc='linear probe', unit='task',
+                  leave=False, disable=None if progress else True):
         w, b, C, _ = probe_task(tasks[i], self.C, self.share, self.config.seed)
-        done |= {f'w.{i}': w.to(tasks[i].train.x), f'b.{i}': b.to(tasks[i].train.x), f'C.{i}': torch.tensor(C, dtype=torch.float64)}
+        done |= {f'w.{i}': w.to(tasks[i].train.x), f'b.{i}': b.to(tasks[i].train.x),
+                 f'C.{i}': torch.tensor(C, dtype=torch.float64)}
         if file: save_run(file, done, i + 1, identity)
     self.probes, self.biases = ([done[f'{k}.{i}'] for i in range(len(tasks))] for k in 'wb')
     self.chosen = [done[f'C.{i}'].item() for i in range(len(tasks))]
@@ -155,7 +165,9 @@ def _logits(self:LinearProbe, i:int, x:Float[Tensor,'n d'])->Float[Tensor,'n K']
 
 # %% ../../nbs/methods/43_linear_probe.ipynb #049a4841
 @patch
-def _state(self:LinearProbe)->tuple: return {f'bias.{i}': b for i,b in enumerate(self.biases)}, dict(chosen=self.chosen)
+def _state(self: LinearProbe) -> tuple:
+    return {f'bias.{i}': b for i, b in enumerate(self.biases)}, dict(chosen=self.chosen)
+
 
 @patch
 def _restore(self:LinearProbe, tensors:dict, meta:dict)->None:

@@ -45,7 +45,8 @@ def surgery_order(
     step:int, # Step of the run, from 0
 )->Int[Tensor,'N N']: # Row i: a random order of the tasks
     "The orders of one step; the same for the same seed and step on every machine"
-    return torch.from_numpy(np.random.default_rng([seed, step]).permuted(np.tile(np.arange(n), (n, 1)), axis=1))
+    return torch.from_numpy(
+        np.random.default_rng([seed, step]).permuted(np.tile(np.arange(n), (n, 1)), axis=1))
 
 # %% ../../nbs/methods/45_pcgrad.ipynb #e40776e6
 class Surgery(Combine):
@@ -70,7 +71,8 @@ class Surgery(Combine):
 class SharedPrompt(CoOpMTL):
     "CoOp-MTL, one prompt for all tasks, with a step of its own: subclasses define `_combine`"
     def _combine(self)->Combine: raise NotImplementedError(f"{type(self).__name__} defines no _combine")
-    def _train(self, tasks, groups, ctx, **kw): return super()._train(tasks, groups, ctx, combine=self._combine(), **kw)
+    def _train(self, tasks, groups, ctx, **kw):
+        return super()._train(tasks, groups, ctx, combine=self._combine(), **kw)
 
 # %% ../../nbs/methods/45_pcgrad.ipynb #e67af61e
 class PCGrad(SharedPrompt):

@@ -28,7 +28,8 @@ def class_variance(
     y:Int[Tensor,'B'], # Class of each image
     covariance:str='diagonal', # 'full', or 'diagonal' as the public code
 )->Float[Tensor,'B K']: # Variance of each class's cosine minus the true class's, v
-    "Quadratic form of the covariance of two classes' difference; 0 for the true class, and for a single prompt"
+    """Quadratic form of the covariance of two classes' difference; 0 for the true class, and for a single
+    prompt"""
     if covariance == 'full':
         s = torch.einsum('nd,pkd->npk', x, w)
         return (s - s.gather(2, y[:,None,None].expand(-1, len(w), 1))).var(1, correction=0)
@@ -99,15 +100,19 @@ class ProDA(Method):
         chunk:int|None=None, # Most (prompt, class) pairs in the text tower at a time, to save memory
         recompute:bool=False, # Compute chunks again in the backward pass, to save more
     ):
-        if covariance not in ('full', 'diagonal'): raise ValueError(f"covariance must be one of 'full', 'diagonal', not {covariance!r}")
-        if n_prompts is not None and n_prompts < 1: raise ValueError(f'n_prompts is {n_prompts}; expected 1 or more')
+        if covariance not in ('full', 'diagonal'):
+            raise ValueError(f"covariance must be one of 'full', 'diagonal', not {covariance!r}")
+        if n_prompts is not None and n_prompts < 1:
+            raise ValueError(f'n_prompts is {n_prompts}; expected 1 or more')
         super().__init__(clip, store, config.seed)
-        self.n_ctx, self.n_prompts, self.overlap, self.covariance, self.config = n_ctx, n_prompts, overlap, covariance, config
+        self.n_ctx, self.n_prompts, self.overlap, self.covariance, self.config = (
+            n_ctx, n_prompts, overlap, covariance, config)
         self.chunk, self.recompute, self.models = chunk, recompute, []
 
     def settings(self)->dict: # What `from_settings` needs
         "The settings as plain data"
-        return {k: getattr(self, k) for k in ('n_ctx', 'n_prompts', 'overlap', 'covariance')} | dict(config=asdict(self.config))
+        return {k: getattr(self, k) for k in ('n_ctx', 'n_prompts', 'overlap', 'covariance')} | dict(
+            config=asdict(self.config))
 
 @patch_to(ProDA, cls_method=True)
 def from_settings(cls,
@@ -125,21 +130,27 @@ def _build(self:ProDA):
     n = len(self.classnames)
     self.counts = share_prompts(n) if self.n_prompts is None else [self.n_prompts]*n
     used = dict.fromkeys(name_positions(max(self.counts)))
-    built = {p: task_tower(self.clip, self.classnames, self.config, self.n_ctx, p, self.chunk, self.recompute) for p in used}
+    built = {
+        p: task_tower(self.clip, self.classnames, self.config, self.n_ctx, p, self.chunk, self.recompute)
+        for p in used}
     self.towers, self.ids = {p: t for p,(t,_) in built.items()}, built['end'][1]
     self.bare = bare_tower(self.clip, self.config, self.n_ctx)
 
 @patch
 def _start(self:ProDA)->list:
-    "Starting values: the first prompts of all tasks, then the second ones, and so on; the model's temperature if it is learned"
+    """Starting values: the first prompts of all tasks, then the second ones, and so on; the model's
+    temperature if it is learned"""
     order = [i for r in range(max(self.counts)) for i,c in enumerate(self.counts) if c > r]
     ctx = self.towers['end'].init_ctx(len(order), self.config.seed)
     own = [dict(ctx=torch.stack([c for c,o in zip(ctx, order) if o == i])) for i in range(len(self.counts))]
-    if self.config.learn_temperature: own = [m | dict(log_scale=ctx.new_tensor(math.log(self.clip.logit_scale))) for m in own]
+    if self.config.learn_temperature:
+        own = [m | dict(log_scale=ctx.new_tensor(math.log(self.clip.logit_scale))) for m in own]
     return own
 
+
 @patch
-def _temperature(self:ProDA, model): return model['log_scale'].exp() if 'log_scale' in model else self.clip.logit_scale
+def _temperature(self: ProDA, model):
+    return model['log_scale'].exp() if 'log_scale' in model else self.clip.logit_scale
 
 # %% ../../nbs/methods/42_proda.ipynb #575a5a4f
 @patch
@@ -154,7 +165,8 @@ def class_weights(self:ProDA,
         if not rows: continue
         sizes = [len(self.ids[t]) for t,_ in rows]
         node = torch.arange(len(rows)).repeat_interleave(torch.tensor(sizes))
-        w = tower.encode_pairs(torch.stack([models[t]['ctx'][p] for t,p in rows]), node, torch.cat([self.ids[t] for t,_ in rows]))
+        w = tower.encode_pairs(torch.stack([models[t]['ctx'][p] for t, p in rows]), node,
+                               torch.cat([self.ids[t] for t, _ in rows]))
         found |= dict(zip(rows, w.split(sizes)))
     return {t: torch.stack([found[t, p] for p in range(self.counts[t])]) for t in here}
 
@@ -186,11 +198,15 @@ def _fit(self:ProDA, tasks, checkpoint, progress):
         at = (first[task] + image).to(x.device)
         return self.losses(models, x[at], y[at], task)
     own = dict(method='ProDA', overlap=self.overlap, covariance=self.covariance, prompts=self.counts)
-    run = fit_parameters(start, _loss, tasks, self.config, checkpoint=checkpoint and Path(checkpoint)/'proda.safetensors', progress=progress,
-                         identity=dict(tower=tower_key(self.towers['end']), scale=self.clip.logit_scale, **own), desc='ProDA')
+    run = fit_parameters(
+        start, _loss, tasks, self.config, checkpoint=checkpoint and Path(checkpoint) / 'proda.safetensors',
+        progress=progress,
+        identity=dict(tower=tower_key(self.towers['end']), scale=self.clip.logit_scale, **own), desc='ProDA')
     self.models, self.history = run.models, run.history
     place = self.bare.ids.device
-    with torch.no_grad(): self._weights = self.class_weights([{k: v.to(place) for k,v in m.items()} for m in self.models], range(len(tasks)))
+    with torch.no_grad():
+        self._weights = self.class_weights(
+            [{k: v.to(place) for k, v in m.items()} for m in self.models], range(len(tasks)))
 
 # %% ../../nbs/methods/42_proda.ipynb #107e5214
 @patch

@@ -10,13 +10,14 @@ import inspect
 from importlib import import_module
 
 # %% ../../nbs/methods/50_registry.ipynb #cf8fa08b
-WHERE = dict(
-    zero_shot='hipro.ZeroShot', coop='baselines.coop.CoOp', cocoop='baselines.cocoop.CoCoOp', proda='baselines.proda.ProDA',
-    linear_probe='baselines.linear_probe.LinearProbe', coop_mtl='baselines.coop.CoOpMTL', shr_ind='baselines.coop.ShrInd',
-    random_groups='baselines.coop.RandomGroups', tag='baselines.tag.TAG', pcgrad='baselines.pcgrad.PCGrad', imtl='baselines.imtl.IMTL',
-    hipro_tag='baselines.tag.HiProTAG', hipro='hipro.HiPro', vpt='baselines.visual_prompts.VPT', maple='baselines.visual_prompts.MaPLe',
-    clip_adapter='baselines.adapters.CLIPAdapter', mvlpt='baselines.visual_prompts.MVLPT', mmap='baselines.adapters.MmAP', jscpt='schedule.JSCPT',
-)
+WHERE = dict(zero_shot='hipro.ZeroShot', coop='baselines.coop.CoOp', cocoop='baselines.cocoop.CoCoOp',
+             proda='baselines.proda.ProDA', linear_probe='baselines.linear_probe.LinearProbe',
+             coop_mtl='baselines.coop.CoOpMTL', shr_ind='baselines.coop.ShrInd',
+             random_groups='baselines.coop.RandomGroups', tag='baselines.tag.TAG',
+             pcgrad='baselines.pcgrad.PCGrad', imtl='baselines.imtl.IMTL', hipro_tag='baselines.tag.HiProTAG',
+             hipro='hipro.HiPro', vpt='baselines.visual_prompts.VPT', maple='baselines.visual_prompts.MaPLe',
+             clip_adapter='baselines.adapters.CLIPAdapter', mvlpt='baselines.visual_prompts.MVLPT',
+             mmap='baselines.adapters.MmAP', jscpt='schedule.JSCPT')
 
 # %% ../../nbs/methods/50_registry.ipynb #35c82e77
 def find_methods()->dict: # Class of each method by its name, in the order of `WHERE`

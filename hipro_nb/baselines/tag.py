@@ -121,7 +121,9 @@ class _Search:
         self.visited += 1
         if value + self.rest[j] <= self.found + 1e-12 * abs(self.found): return
         if j == self.n: self.found, self.blocks = value, blocks; return
-        ways = [(value - self.best(s) + self.best((*s, j)), (*blocks[:k], (*s, j), *blocks[k+1:])) for k, s in enumerate(blocks)]
+        ways = [
+            (value - self.best(s) + self.best((*s, j)), (*blocks[:k], (*s, j), *blocks[k + 1 :]))
+            for k, s in enumerate(blocks)]
         if len(blocks) < self.budget: ways.append((value + self.best((j,)), (*blocks, (j,))))
         for worth, way in sorted(ways, reverse=True): self.place(j + 1, way, worth)
 
@@ -169,11 +171,16 @@ def check_search(
     search:str='exact', # 'exact' (branch and bound) or 'greedy'
     limit:int=10, # Most tasks for an exact search
 ):
-    "`BadData` with the estimated time where an exact choice would take too long; `ValueError` for arguments that mean nothing."
-    if search not in SEARCHES: raise ValueError(f"search must be one of {', '.join(map(repr, SEARCHES))}, not {search!r}")
+    """`BadData` with the estimated time where an exact choice would take too long; `ValueError` for arguments
+    that mean nothing."""
+    if search not in SEARCHES:
+        raise ValueError(f"search must be one of {', '.join(map(repr, SEARCHES))}, not {search!r}")
     if n_groups < 1: raise ValueError(f"n_groups is {n_groups}; expected 1 or more, or None for 2N-1")
     if search == 'exact' and limit < n > n_groups > 1:
-        raise BadData(f"the best {n_groups} groups of {n} tasks: there are {n_partitions(n, n_groups):.2g} ways to share them out, up to {search_time(n, n_groups)} of search. Expected at most {limit} tasks, or n_groups={n} or more, or search='greedy'")
+        raise BadData(
+            f"the best {n_groups} groups of {n} tasks: there are {n_partitions(n, n_groups):.2g} ways to"
+            f" share them out, up to {search_time(n, n_groups)} of search. Expected at most {limit} tasks, or"
+            f" n_groups={n} or more, or search='greedy'")
 
 # %% ../../nbs/methods/44_tag.ipynb #61f5aaf8
 def serving_groups(
@@ -189,7 +196,8 @@ def choose_groups(
     search:str='exact', # 'exact' (branch and bound) or 'greedy'
     limit:int=10, # Most tasks for an exact search
 )->list[tuple]: # Tasks of each group, the groups in order
-    "At most `n_groups` groups in which the tasks help each other most. Refuses (`BadData`) an exact search that would take too long."
+    """At most `n_groups` groups in which the tasks help each other most. Refuses (`BadData`) an exact search
+    that would take too long."""
     z = np.asarray(affinity, dtype=np.float64)
     check_search(len(z), n_groups, search, limit)
     if len(z) == 1: return [(0,)]
@@ -209,9 +217,11 @@ def look_ahead_affinity(
     "Trains `method`'s shared prompts and looks ahead from them; `BadData` naming the tasks if two never met"
     n = len(tasks)
     meter = LookAheadMeter(n, every=method.snapshot_every)
-    method._train(tasks, [tuple(range(n))] * method.n_shared, method._start()[2*n-1:], meter=meter, checkpoint=checkpoint, progress=progress)
+    method._train(tasks, [tuple(range(n))] * method.n_shared, method._start()[2 * n - 1 :], meter=meter,
+                  checkpoint=checkpoint, progress=progress)
     try: return meter.affinity().float()
-    except ValueError as e: raise BadData(f"{e} (tasks in order: {', '.join(t.name for t in tasks)})") from None
+    except ValueError as e:
+        raise BadData(f"{e} (tasks in order: {', '.join(t.name for t in tasks)})") from None
 
 # %% ../../nbs/methods/44_tag.ipynb #49feb502
 class TAG(HiPro):
@@ -227,9 +237,11 @@ class TAG(HiPro):
         config:TrainConfig = TrainConfig(), # Optimiser, epochs, batch, seed
         **kw, # `position`, `store`, `chunk`, `recompute`, as `HiPro` has them
     ):
-        if odd := kw.keys() - {'position', 'store', 'chunk', 'recompute'}: raise TypeError(f"TAG has no option {min(odd)!r}")
+        if odd := kw.keys() - {'position', 'store', 'chunk', 'recompute'}:
+            raise TypeError(f"TAG has no option {min(odd)!r}")
         check_search(1, 1 if n_groups is None else n_groups, search)
-        super().__init__(clip, n_ctx=n_ctx, n_shared=n_shared, snapshot_every=snapshot_every, config=config, **kw)
+        super().__init__(
+            clip, n_ctx=n_ctx, n_shared=n_shared, snapshot_every=snapshot_every, config=config, **kw)
         self.n_groups, self.search = n_groups, search
 
 # %% ../../nbs/methods/44_tag.ipynb #fd544a30
@@ -268,7 +280,8 @@ def _choose_groups(self:TAG, tasks, checkpoint, progress)->list:
     "Groups by the look-ahead affinity"
     self.check(tasks)
     n = len(tasks)
-    if n == 1: warnings.warn(f"one task only ({tasks[0].name}): TAG is then CoOp, a single prompt", stacklevel=4)
+    if n == 1:
+        warnings.warn(f"one task only ({tasks[0].name}): TAG is then CoOp, a single prompt", stacklevel=4)
     self.affinity = look_ahead_affinity(self, tasks, checkpoint, progress) if n > 1 else torch.zeros(1, 1)
     return choose_groups(self.affinity.double(), self.budget(n), self.search)
 
@@ -281,8 +294,11 @@ def served_by(self:TAG)->list[int]: # Positions in `groups`
 @patch
 def _head(self:TAG, i): return self._node_weights(i)[self.served_by[i]]
 
+
 @patch
-def _scale(self:TAG, i): return self.clip.logit_scale if self.log_scale is None else self.log_scale[self.served_by[i]].exp()
+def _scale(self: TAG, i):
+    return self.clip.logit_scale if self.log_scale is None else self.log_scale[self.served_by[i]].exp()
+
 
 @patch
 def select(self:TAG,

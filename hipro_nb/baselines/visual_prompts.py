@@ -22,7 +22,8 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 # %% ../../nbs/methods/48_visual_prompts.ipynb #e21d8633
-from ..data import BadData, FeatureStore, FrozenCLIP, Split, _crew, _refuse_bad, bad_images, clean_name, image_hash
+from ..data import (BadData, FeatureStore, FrozenCLIP, Split, _crew, _refuse_bad, bad_images,
+                           clean_name, image_hash)
 from ..clip import PromptTower, word_ctx, zero_shot_weights
 from ..train import TrainConfig, class_index
 from ..hipro import Method, task_templates
@@ -39,13 +40,17 @@ def decode(
     with _crew(clip) as pool:
         try: return torch.stack(list(pool.map(clip.pixels, images)))
         except Exception:
-            if bad := bad_images(images, False): _refuse_bad([str(o) if isinstance(o, (str, Path)) else f'image {i}' for i,o in enumerate(images)], bad)
+            if bad := bad_images(images, False):
+                _refuse_bad(
+                    [str(o) if isinstance(o, (str, Path)) else f'image {i}' for i, o in enumerate(images)],
+                    bad)
             raise
         finally: torch.set_num_threads(threads)
 
 # %% ../../nbs/methods/48_visual_prompts.ipynb #ba573c68
 class ImageTokens:
-    "The stem's tokens of all images of several splits, kept beside the tower up to a limit, computed anew beyond it"
+    """The stem's tokens of all images of several splits, kept beside the tower up to a limit, computed anew
+    beyond it"""
     def __init__(self,
         tower:VisionTower, # The image tower
         splits:Sequence, # `Split` of each task
@@ -58,12 +63,20 @@ class ImageTokens:
         self.first = sizes.cumsum(0)-sizes
         self.where = [(s,j) for s,part in enumerate(self.splits) for j in range(len(part))]
         one = self._stem([0])
-        if one.is_cuda: memory = min(memory, torch.cuda.mem_get_info(one.device)[0]/4e9) # a quarter of what is free
+        # a quarter of what is free
+        if one.is_cuda: memory = min(memory, torch.cuda.mem_get_info(one.device)[0]/4e9)
         keep = min(len(self.where), int(memory*1e9/(one.numel()*one.element_size())))
-        starts = tqdm(range(0, keep, batch_size), desc='images', unit='batch', leave=False, disable=None if progress else True)
-        self.kept = one.new_empty(keep, *one.shape[1:]) # filled in place: parts and whole would need twice the memory
+        starts = tqdm(range(0, keep, batch_size), desc='images', unit='batch', leave=False,
+                      disable=None if progress else True)
+        # filled in place: parts and whole would need twice the memory
+        self.kept = one.new_empty(keep, *one.shape[1:])
         for i in starts: self.kept[i:i+batch_size] = self._stem(range(i, min(i+batch_size, keep)))
-    def __repr__(self): return f'ImageTokens({len(self.where)} images, {len(self.kept)} of them in memory, {self.kept.numel()*self.kept.element_size()/1e6:.2f} MB)'
+
+    def __repr__(self):
+        return (
+            f'ImageTokens({len(self.where)} images, {len(self.kept)} of them in memory,'
+            f' {self.kept.numel()*self.kept.element_size()/1e6:.2f} MB)')
+
 
 @patch
 def _stem(self:ImageTokens, rows:Sequence)->Float[Tensor,'B n w']:
@@ -87,7 +100,8 @@ def __call__(self:ImageTokens,
 
 # %% ../../nbs/methods/48_visual_prompts.ipynb #75deb57a
 class VisualPromptMethod(Method):
-    "Learned prompts in the image tower, one set for each task or one for all; subclasses define `_start`, `_sides` and `_build_text`"
+    """Learned prompts in the image tower, one set for each task or one for all; subclasses define `_start`,
+    `_sides` and `_build_text`"""
     needs_images = True
     keys = ('shared','memory') # Settings besides `config`
     def __init__(self,
@@ -126,7 +140,9 @@ def weights(self:VisualPromptMethod,
 )->Float[Tensor,'K d']: # Never returned
     "Refused: the class weights mean nothing to features of the tower without these prompts; use `predict`"
     self.index(task)
-    raise BadData(f'{self.title} changes the image features, and its class weights go with those alone; use `predict` on images')
+    raise BadData(
+        f'{self.title} changes the image features, and its class weights go with those alone; use `predict`'
+        ' on images')
 
 @patch
 def _head(self:VisualPromptMethod, i): return None
@@ -137,7 +153,8 @@ class VPT(VisualPromptMethod):
     keys = ('shared','memory','n_tokens','depth','templates')
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model, with a ViT of open_clip's own
-        n_tokens:int|None=None, # Prompt tokens of a block, V; 16 at ViT-B/16 and the same share of a smaller tower's tokens if None
+        # Prompt tokens of a block, V; 16 at ViT-B/16 and the same share of a smaller tower's tokens if None
+        n_tokens:int|None=None,
         depth:int|None=None, # Blocks with prompts, D: 1 is shallow; all of them if None
         shared:bool=False, # One set of prompts for all tasks?
         templates:Sequence|None=None, # Hand-written prompts; those of each task, `task_templates`, if None
@@ -146,7 +163,9 @@ class VPT(VisualPromptMethod):
     ):
         super().__init__(clip, shared, config, **kwargs)
         self.n_tokens,self.depth,self.templates = n_tokens,depth,templates and tuple(templates)
-        if clip is not None and depth is not None and not 0<depth<=self.tower.n_blocks: raise ValueError(f'depth is {depth}; expected 1 to {self.tower.n_blocks}, the blocks of the image tower')
+        if clip is not None and depth is not None and not 0 < depth <= self.tower.n_blocks:
+            raise ValueError(
+                f'depth is {depth}; expected 1 to {self.tower.n_blocks}, the blocks of the image tower')
     @property
     def title(self)->str:
         "VPT, or its multi-task version"
@@ -154,8 +173,12 @@ class VPT(VisualPromptMethod):
     def _build_text(self, names): pass
     def _build(self, tasks):
         super()._build(tasks)
-        self.fixed = [zero_shot_weights(self.clip, t.classnames, self.templates or task_templates(t)) for t in tasks]
-    def _start(self, m): return dict(prompts=self.tower.init_prompts(self._n_tokens(), self.depth, self._seed(m)))
+        self.fixed = [
+            zero_shot_weights(self.clip, t.classnames, self.templates or task_templates(t)) for t in tasks]
+
+    def _start(self, m):
+        return dict(prompts=self.tower.init_prompts(self._n_tokens(), self.depth, self._seed(m)))
+
     def _sides(self, model): return None,model['prompts']
 
 # %% ../../nbs/methods/48_visual_prompts.ipynb #bb9da8bc
@@ -188,7 +211,8 @@ def _seed(self:VisualPromptMethod, m:int)->int:
 def _first(self:VisualPromptMethod, m:int)->dict:
     "What set `m` starts from, with a temperature where one is learned."
     start = self._start(m)
-    if self.config.learn_temperature: start['log_scale'] = next(iter(start.values())).new_tensor(self.clip.logit_scale).log()
+    if self.config.learn_temperature:
+        start['log_scale'] = next(iter(start.values())).new_tensor(self.clip.logit_scale).log()
     return start
 
 @patch
@@ -205,7 +229,8 @@ def _all_sides(self:VisualPromptMethod, models:list)->tuple:
 
 @patch
 def _heads(self:VisualPromptMethod, ctxs:Sequence, tasks:Sequence)->dict:
-    "Class weights `K d` of each of `tasks`, all through the text tower together; the fixed ones where no context is learned."
+    """Class weights `K d` of each of `tasks`, all through the text tower together; the fixed ones where no
+    context is learned."""
     if self.fixed is not None: return {t: self.fixed[t] for t in tasks}
     node = torch.cat([self.of[t].expand(len(self.ids[t])) for t in tasks])
     w = self.text_tower.encode_pairs(torch.stack(list(ctxs)), node, torch.cat([self.ids[t] for t in tasks]))
@@ -227,7 +252,8 @@ def _losses(self:VisualPromptMethod, models:list, task:Int64[Tensor,'B'], image:
     for t,w in self._heads(ctxs, task.unique().tolist()).items():
         here = (task==t).nonzero()[:,0]
         z = factors[t] * x[here.to(x.device)] @ w.to(x).T
-        ce = ce.index_copy(0, here.to(x.device), F.cross_entropy(z, self.labels[t][image[here]].to(x.device), reduction='none'))
+        ce = ce.index_copy(0, here.to(x.device),
+                           F.cross_entropy(z, self.labels[t][image[here]].to(x.device), reduction='none'))
     return self._totals(task_means(ce, task, len(self.labels)))
 
 # %% ../../nbs/methods/48_visual_prompts.ipynb #801609c9
@@ -251,8 +277,10 @@ def _fit(self:VisualPromptMethod, tasks, checkpoint, progress):
     with self._placed():
         self._build(tasks)
         self._tokens = ImageTokens(self.tower, [t.train for t in tasks], self.memory, progress)
-        run = fit_parameters([self._first(m) for m in range(len(self.groups))], self._losses, tasks, self.config, groups=self.groups, progress=progress,
-            checkpoint=checkpoint and Path(checkpoint)/'prompts.safetensors', identity=self._identity(tasks), desc=self.title)
+        run = fit_parameters([self._first(m) for m in range(len(self.groups))], self._losses, tasks,
+                             self.config, groups=self.groups, progress=progress,
+                             checkpoint=checkpoint and Path(checkpoint) / 'prompts.safetensors',
+                             identity=self._identity(tasks), desc=self.title)
         self.models,self.history,self._tokens = run.models,run.history,None
         self._settle()
 
@@ -284,13 +312,16 @@ def _image_logits(self:VisualPromptMethod, i:int, images:Split)->Float[Tensor,'n
 @patch
 def _state(self:VisualPromptMethod)->tuple:
     tensors = {f'model.{m}.{k}': v for m,model in enumerate(self.models) for k,v in model.items()}
-    tensors |= {f'visual.{m}': v for m,v in enumerate(self.visual)} | {f'text.{i}': v for i,v in enumerate(self.text)}
+    tensors |= {f'visual.{m}': v for m, v in enumerate(self.visual)} | {
+        f'text.{i}': v for i, v in enumerate(self.text)}
     return tensors,dict(groups=[list(g) for g in self.groups], of=self.of.tolist())
 
 @patch
 def _restore(self:VisualPromptMethod, tensors:dict, meta:dict)->None:
     self.groups,self.of = [tuple(g) for g in meta['groups']],torch.tensor(meta['of'])
-    self.models = [{k.split('.', 2)[2]: v for k,v in tensors.items() if k.startswith(f'model.{m}.')} for m in range(len(self.groups))]
+    self.models = [
+        {k.split('.', 2)[2]: v for k, v in tensors.items() if k.startswith(f'model.{m}.')}
+        for m in range(len(self.groups))]
     self.visual = [tensors[f'visual.{m}'] for m in range(max(meta['of'])+1)]
     self.text = [tensors[f'text.{i}'] for i in range(len(meta['tasks']))]
 
@@ -303,7 +334,8 @@ class MaPLe(VisualPromptMethod):
         n_ctx:int=2, # Context tokens of a block, T, on both sides
         depth:int=9, # Blocks with prompts, at most the blocks of the shallower tower
         shared:bool=False, # One set of prompts for all tasks?
-        words:str|None='a photo', # Text that the first block's context starts from, of `n_ctx` tokens; random if None
+        # Text that the first block's context starts from, of `n_ctx` tokens; random if None
+        words:str|None='a photo',
         stay:str='of a', # Words between context and name, not learned
         config:TrainConfig=TrainConfig(), # Optimiser, epochs, batch, seed
         **kwargs, # `store` and `memory`
@@ -312,7 +344,9 @@ class MaPLe(VisualPromptMethod):
         if depth<1: raise ValueError(f'depth is {depth}; expected 1 or more')
         self.n_ctx,self.depth,self.words,self.stay = n_ctx,depth,words,stay
         if clip is not None and words is not None and len(word_ctx(clip, words))!=n_ctx:
-            raise BadData(f'words {words!r} are {len(word_ctx(clip, words))} tokens of this model; expected n_ctx={n_ctx}, or words=None')
+            raise BadData(
+                f'words {words!r} are {len(word_ctx(clip, words))} tokens of this model; expected'
+                f' n_ctx={n_ctx}, or words=None')
     @property
     def title(self)->str:
         "MaPLe, or its multi-task version"
@@ -322,7 +356,8 @@ class MaPLe(VisualPromptMethod):
 @patch
 def _build_text(self:MaPLe, names):
     dtype = None if self.config.dtype is None else getattr(torch, self.config.dtype)
-    self.text_tower = DeepPromptTower(self.clip, [f'{self.stay} {clean_name(n)}'.strip() for n in names], self.n_ctx, dtype=dtype)
+    self.text_tower = DeepPromptTower(
+        self.clip, [f'{self.stay} {clean_name(n)}'.strip() for n in names], self.n_ctx, dtype=dtype)
 
 @patch
 def _coupled(self:MaPLe, m:int)->CoupledPrompts:
@@ -372,7 +407,8 @@ def _build_text(self:MVLPT, names):
 @patch
 def _start(self:MVLPT, m:int)->dict:
     seed = self._seed(m)
-    self.form = UnifiedPrompts(self.text_tower.init_ctx(1, seed)[0], self.tower.init_prompts(self._n_tokens(), seed=seed), self.width, seed=seed)
+    self.form = UnifiedPrompts(self.text_tower.init_ctx(1, seed)[0],
+                               self.tower.init_prompts(self._n_tokens(), seed=seed), self.width, seed=seed)
     return {k: v.detach() for k,v in self.form.named_parameters()}
 
 @patch

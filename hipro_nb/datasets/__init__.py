@@ -8,12 +8,14 @@ __all__ = ['DataSet', 'Pool', 'Protocol', 'cifar100', 'dataset_table', 'draw_tas
            'register_dataset', 'the_ten']
 
 # %% ../../nbs/pictures/32_names.ipynb #28c02338
-from .sources import DataSet, Pool, Protocol, draw_task, find_dataset, list_datasets, register_dataset
+from .sources import (DataSet, Pool, Protocol, draw_task, find_dataset, list_datasets,
+                                       register_dataset)
 from .domains import image_folder, office_home
 from .wrapped import cifar100, from_hugging_face, from_torchvision
 from .ten import mean_class_accuracy, the_ten
 from .tasks import dataset_table, load_tasks
 
 # %% ../../nbs/pictures/32_names.ipynb #efdd806c
-_all_ = ['DataSet', 'Pool', 'Protocol', 'cifar100', 'dataset_table', 'draw_task', 'find_dataset', 'from_hugging_face', 'from_torchvision', 'image_folder', 'list_datasets', 'load_tasks',
+_all_ = ['DataSet', 'Pool', 'Protocol', 'cifar100', 'dataset_table', 'draw_task', 'find_dataset',
+         'from_hugging_face', 'from_torchvision', 'image_folder', 'list_datasets', 'load_tasks',
          'mean_class_accuracy', 'office_home', 'register_dataset', 'the_ten']

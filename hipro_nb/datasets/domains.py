@@ -16,7 +16,9 @@ from pathlib import Path
 # %% ../../nbs/pictures/28_domains.ipynb #076be8b3
 from ..data import BadData, Split, _scan
 from .fetch import RemoteFile
-from .sources import DataSet, Pool, Protocol, check_present, check_table, find_folder, name_key, read_classnames, read_list, rename_classes, scan_classes, to_split
+from .sources import (DataSet, Pool, Protocol, check_present, check_table, find_folder,
+                                       name_key, read_classnames, read_list, rename_classes, scan_classes,
+                                       to_split)
 
 # %% ../../nbs/pictures/28_domains.ipynb #0d0023ff
 def scan_domains(
@@ -29,21 +31,43 @@ def scan_domains(
     "Find the images of `tasks`, each with all of `classes`."
     layout = f'ROOT/<task>/<class>/* with the tasks {", ".join(tasks)}'
     _, found = find_folder(root, tasks, inner, layout)
-    return [Pool(t, classes, dict(all=to_split(scan_classes(found[name_key(t)], f'task {t!r}', classes)))) for t in tasks]
+    return [
+        Pool(t, classes, dict(all=to_split(scan_classes(found[name_key(t)], f'task {t!r}', classes))))
+        for t in tasks]
 
 # %% ../../nbs/pictures/28_domains.ipynb #2a70993f
 _office10 = 'backpack bike calculator headphones keyboard laptop_computer monitor mouse mug projector'.split()
 _pacs7 = 'dog elephant giraffe guitar horse house person'.split()
 
-office_caltech10 = DataSet('office_caltech10', 'Office-Caltech10',
-    partial(scan_domains, tasks=['amazon', 'caltech', 'dslr', 'webcam'], classes=_office10, inner=['office_caltech10', 'office_caltech_10', 'images']),
-    protocol='10%', protocols='share, k-shot', counts=dict(amazon=958, caltech=1123, dslr=157, webcam=295), n_classes=10,
-    layout='{amazon,caltech,dslr,webcam}/<class>/*.jpg', source="Gong et al., CVPR 2012 ('Geodesic Flow Kernel'): ask for the images of Office+Caltech10", terms='research')
+office_caltech10 = DataSet(
+    'office_caltech10',
+    'Office-Caltech10',
+    partial(scan_domains, tasks=['amazon', 'caltech', 'dslr', 'webcam'], classes=_office10,
+            inner=['office_caltech10', 'office_caltech_10', 'images']),
+    protocol='10%',
+    protocols='share, k-shot',
+    counts=dict(amazon=958, caltech=1123, dslr=157, webcam=295),
+    n_classes=10,
+    layout='{amazon,caltech,dslr,webcam}/<class>/*.jpg',
+    source="Gong et al., CVPR 2012 ('Geodesic Flow Kernel'): ask for the images of Office+Caltech10",
+    terms='research')
 
-pacs = DataSet('pacs', 'PACS',
-    partial(scan_domains, tasks=['art_painting', 'cartoon', 'photo', 'sketch'], classes=_pacs7, inner=['images', 'kfold', 'pacs/images', 'PACS/images', 'pacs/kfold', 'PACS/kfold', 'pacs', 'PACS', 'pacs_data']),
-    protocol='4shot', protocols='share, k-shot', counts=dict(art_painting=2048, cartoon=2344, photo=1670, sketch=3929), n_classes=7,
-    layout='images/{art_painting,cartoon,photo,sketch}/<class>/*', source='https://dali-dl.github.io/project_iccv2017.html (Li et al., ICCV 2017)', terms='research')
+pacs = DataSet(
+    'pacs',
+    'PACS',
+    partial(
+        scan_domains,
+        tasks=['art_painting', 'cartoon', 'photo', 'sketch'],
+        classes=_pacs7,
+        inner=['images', 'kfold', 'pacs/images', 'PACS/images', 'pacs/kfold', 'PACS/kfold', 'pacs', 'PACS',
+               'pacs_data']),
+    protocol='4shot',
+    protocols='share, k-shot',
+    counts=dict(art_painting=2048, cartoon=2344, photo=1670, sketch=3929),
+    n_classes=7,
+    layout='images/{art_painting,cartoon,photo,sketch}/<class>/*',
+    source='https://dali-dl.github.io/project_iccv2017.html (Li et al., ICCV 2017)',
+    terms='research')
 
 # %% ../../nbs/pictures/28_domains.ipynb #1d7939e0
 _asset = 'office_home_lists.json'
@@ -61,7 +85,8 @@ def scan_office_home(
 )->list: # Four `Pool`s
     "Office-Home: the published list where the protocol has one, one heap of each task otherwise."
     lists = office_home_lists()
-    pools = scan_domains(root, protocol, list(lists['20']), list(lists['20']['Art']), ['OfficeHomeDataset_10072016', 'OfficeHome', 'office_home', 'office-home'])
+    pools = scan_domains(root, protocol, list(lists['20']), list(lists['20']['Art']),
+                         ['OfficeHomeDataset_10072016', 'OfficeHome', 'office_home', 'office-home'])
     key = '' if protocol.fraction is None else f'{100*protocol.fraction:g}'
     return [_by_list(p, lists[key][p.name], key) for p in pools] if key in lists else pools
 
@@ -70,14 +95,23 @@ def _by_list(pool:Pool, listed:dict, key:str)->Pool:
     heap, at = pool.parts['all'], {(c, n) for c,ns in listed.items() for n in ns}
     names = [(pool.classnames[k], p.name) for p,k in zip(heap.images, heap.labels.tolist())]
     if lost:=sorted(at-set(names)):
-        raise BadData(f'task {pool.name!r}: {len(lost)} of the {len(at)} images of the published {key}% list are not there, {"/".join(lost[0])} first')
+        raise BadData(
+            f'task {pool.name!r}: {len(lost)} of the {len(at)} images of the published {key}% list are not'
+            f' there, {"/".join(lost[0])} first')
     train = [i for i,n in enumerate(names) if n in at]
-    return Pool(pool.name, pool.classnames, dict(train=heap.subset(train), test=heap.subset([i for i,n in enumerate(names) if n not in at])), drawn=True)
+    return Pool(
+        pool.name, pool.classnames,
+        dict(train=heap.subset(train), test=heap.subset([i for i, n in enumerate(names) if n not in at])),
+        drawn=True)
 
 # %% ../../nbs/pictures/28_domains.ipynb #a043a797
-office_home = DataSet('office_home', 'Office-Home', scan_office_home, protocol='10%', protocols="5%, 10%, 20% (MRN's lists), any share, k-shot",
-    counts=dict(Art=2427, Clipart=4365, Product=4439, Real_World=4357), n_classes=65, layout='{Art,Clipart,Product,Real World}/<class>/*.jpg',
-    source='https://www.hemanthdv.org/officeHomeDataset.html (Venkateswara et al., CVPR 2017)', terms='research, non-commercial; fair use of web images')
+office_home = DataSet(
+    'office_home', 'Office-Home', scan_office_home, protocol='10%',
+    protocols="5%, 10%, 20% (MRN's lists), any share, k-shot",
+    counts=dict(Art=2427, Clipart=4365, Product=4439, Real_World=4357), n_classes=65,
+    layout='{Art,Clipart,Product,Real World}/<class>/*.jpg',
+    source='https://www.hemanthdv.org/officeHomeDataset.html (Venkateswara et al., CVPR 2017)',
+    terms='research, non-commercial; fair use of web images')
 
 # %% ../../nbs/pictures/28_domains.ipynb #7d49afb7
 _m3sda = 'http://ai.bu.edu/M3SDA/ (cleaned version)'
@@ -87,7 +121,8 @@ def _class_table(rows:Sequence, who:str)->dict:
     out = {}
     for name,label in rows:
         c = name.split('/')[-2] if '/' in name else ''
-        if out.setdefault(label, c)!=c: raise BadData(f'{who}: label {label} is {out[label]!r} and {c!r}, expected one class a label')
+        if out.setdefault(label, c) != c:
+            raise BadData(f'{who}: label {label} is {out[label]!r} and {c!r}, expected one class a label')
     return out
 
 def scan_lists(
@@ -99,36 +134,74 @@ def scan_lists(
     source:str=_m3sda, # Where the lists are obtained, for the message
 )->list: # A `Pool` with train and test for each domain
     "Domains whose train and test images are listed in text files."
-    folder, found = find_folder(root, tasks, inner, f'ROOT/<domain>/<class>/*.jpg with the domains {", ".join(tasks)}')
+    folder, found = find_folder(
+        root, tasks, inner, f'ROOT/<domain>/<class>/*.jpg with the domains {", ".join(tasks)}')
     where = next((folder/s for s in splits if (folder/s/f'{tasks[0]}_train.txt').is_file()), folder/splits[0])
     rows = {(t, k): read_list(where/f'{t}_{k}.txt', source) for t in tasks for k in ('train', 'test')}
     for (t, k),r in rows.items(): check_present(folder, [n for n,_ in r], f'{t}_{k}.txt')
     table = _class_table([o for r in rows.values() for o in r], where.name)
-    if odd:=sorted(set(range(len(table)))-table.keys()): raise BadData(f'{where}: no image has label {odd[0]}, expected labels 0 to {max(table)}')
+    if odd := sorted(set(range(len(table))) - table.keys()):
+        raise BadData(f'{where}: no image has label {odd[0]}, expected labels 0 to {max(table)}')
     names = [table[k] for k in range(len(table))]
-    return [Pool(t, names, {k: Split([folder/n for n,_ in rows[t, k]], [y for _,y in rows[t, k]]) for k in ('train', 'test')}) for t in tasks]
+    return [
+        Pool(
+            t,
+            names,
+            {
+                k: Split([folder / n for n, _ in rows[t, k]], [y for _, y in rows[t, k]])
+                for k in ('train', 'test')})
+        for t in tasks]
 
 # %% ../../nbs/pictures/28_domains.ipynb #a685e859
 _six = 'clipart infograph painting quickdraw real sketch'.split()
 _n_train, _n_test = (33525, 36023, 50416, 120750, 120906, 48212), (14604, 15582, 21850, 51750, 52041, 20916)
 
 _visda = 'http://csr.bu.edu/ftp/visda/2019/multi-source/'
-_zip_md5 = dict(clipart='cd0d8f2d77a4e181449b78ed62bccf1e', infograph='720380b86f9e6ab4805bb38b6bd135f8', painting='1ae32cdb4f98fe7ab5eb0a351768abfd',
-    quickdraw='bdc1b6f09f277da1a263389efe0c7a66', real='dcc47055e8935767784b7162e7c7cca6', sketch='658d8009644040ff7ce30bb2e820850f')
-_list_md5 = dict(clipart=('b4349693a7f9c05c53955725c47ed6cb', 'f5ddbcfd657a3acf9d0f7da10db22565'), infograph=('379b50054f4ac2018dca4f89421b92d9', '779626b50869edffe8ea6941c3755c71'),
-    painting=('7db0e7ca73ad9982f6e1f7f3ef372c0a', '232b35dc53f26d414686ae579e38d9b5'), quickdraw=('b732ced3939ac8efdd8c0a889dca56cc', 'c1a828fdfe216fb109f1c0083a252c6f'),
-    real=('8ebf02c2075fadd564705f0dc7cd6291', '6098816791c3ebed543c71ffa11b9054'), sketch=('1233bd18aa9a8a200bf4cecf1c34ef3e', 'd8a222e4672cfd585298aa14d02ea441'))
-_domainnet_files = tuple(RemoteFile(f'{_visda}{"groundtruth/" if d in ("clipart", "painting") else ""}{d}.zip', f'{d}.zip', m, unpack='', gives=d) for d,m in _zip_md5.items()) + tuple(
-    RemoteFile(f'{_visda}domainnet/txt/{d}_{k}.txt', f'splits/{d}_{k}.txt', m) for d,ms in _list_md5.items() for k,m in zip(('train', 'test'), ms))
+_zip_md5 = dict(clipart='cd0d8f2d77a4e181449b78ed62bccf1e', infograph='720380b86f9e6ab4805bb38b6bd135f8',
+                painting='1ae32cdb4f98fe7ab5eb0a351768abfd', quickdraw='bdc1b6f09f277da1a263389efe0c7a66',
+                real='dcc47055e8935767784b7162e7c7cca6', sketch='658d8009644040ff7ce30bb2e820850f')
+_list_md5 = dict(clipart=('b4349693a7f9c05c53955725c47ed6cb', 'f5ddbcfd657a3acf9d0f7da10db22565'),
+                 infograph=('379b50054f4ac2018dca4f89421b92d9', '779626b50869edffe8ea6941c3755c71'),
+                 painting=('7db0e7ca73ad9982f6e1f7f3ef372c0a', '232b35dc53f26d414686ae579e38d9b5'),
+                 quickdraw=('b732ced3939ac8efdd8c0a889dca56cc', 'c1a828fdfe216fb109f1c0083a252c6f'),
+                 real=('8ebf02c2075fadd564705f0dc7cd6291', '6098816791c3ebed543c71ffa11b9054'),
+                 sketch=('1233bd18aa9a8a200bf4cecf1c34ef3e', 'd8a222e4672cfd585298aa14d02ea441'))
+_domainnet_files = tuple(
+    RemoteFile(f'{_visda}{"groundtruth/" if d in ("clipart", "painting") else ""}{d}.zip', f'{d}.zip', m,
+               unpack='', gives=d)
+    for d, m in _zip_md5.items()) + tuple(
+    RemoteFile(f'{_visda}domainnet/txt/{d}_{k}.txt', f'splits/{d}_{k}.txt', m)
+    for d, ms in _list_md5.items()
+    for k, m in zip(('train', 'test'), ms))
 
 # %% ../../nbs/pictures/28_domains.ipynb #b468d70e
-domainnet = DataSet('domainnet', 'DomainNet', partial(scan_lists, tasks=_six, splits=('splits', 'txt', '.')), protocol='1%', protocols='1%, 2% of the train lists, k-shot',
-    counts={t: dict(train=a, test=b) for t,a,b in zip(_six, _n_train, _n_test)}, n_classes=345,
-    layout='{clipart,infograph,painting,quickdraw,real,sketch}/<class>/*.jpg, splits/<domain>_{train,test}.txt', source=_m3sda, terms='fair use notice of its authors; research', files=_domainnet_files)
+domainnet = DataSet(
+    'domainnet',
+    'DomainNet',
+    partial(scan_lists, tasks=_six, splits=('splits', 'txt', '.')),
+    protocol='1%',
+    protocols='1%, 2% of the train lists, k-shot',
+    counts={t: dict(train=a, test=b) for t, a, b in zip(_six, _n_train, _n_test)},
+    n_classes=345,
+    layout=(
+        '{clipart,infograph,painting,quickdraw,real,sketch}/<class>/*.jpg, splits/<domain>_{train,test}.txt'),
+    source=_m3sda,
+    terms='fair use notice of its authors; research',
+    files=_domainnet_files)
 
 _dassl = 'https://github.com/KaiyangZhou/Dassl.pytorch, DATASETS.md'
-minidomainnet = DataSet('minidomainnet', 'miniDomainNet', partial(scan_lists, tasks=['clipart', 'painting', 'real', 'sketch'], splits=('splits_mini',), source=_dassl), protocol='16shot', protocols='k-shot',
-    n_classes=126, total=140006, layout='DomainNet with splits_mini/<domain>_{train,test}.txt', source=f'{_dassl} (lists); {_m3sda}', terms="DomainNet's")
+minidomainnet = DataSet(
+    'minidomainnet',
+    'miniDomainNet',
+    partial(
+        scan_lists, tasks=['clipart', 'painting', 'real', 'sketch'], splits=('splits_mini',), source=_dassl),
+    protocol='16shot',
+    protocols='k-shot',
+    n_classes=126,
+    total=140006,
+    layout='DomainNet with splits_mini/<domain>_{train,test}.txt',
+    source=f'{_dassl} (lists); {_m3sda}',
+    terms="DomainNet's")
 
 # %% ../../nbs/pictures/28_domains.ipynb #771a9d2e
 def scan_folder(
@@ -141,8 +214,25 @@ def scan_folder(
     check_table(table, {c for parts in found.values() for cs in parts.values() for c in cs})
     def _pool(name, parts):
         names = sorted(set().union(*parts.values()))
-        return rename_classes(Pool(name, names, {k: Split([p for c in names for p in cs.get(c, ())], [i for i,c in enumerate(names) for _ in cs.get(c, ())]) for k,cs in parts.items()}), table)
+        return rename_classes(
+            Pool(
+                name,
+                names,
+                {
+                    k: Split([p for c in names for p in cs.get(c, ())],
+                             [i for i, c in enumerate(names) for _ in cs.get(c, ())])
+                    for k, cs in parts.items()}),
+            table)
     return [_pool(t, parts) for t,parts in found.items()]
 
-image_folder = DataSet('image_folder', 'Any folder', scan_folder, protocol='4shot', protocols='share, k-shot, all (where the folder is split)',
-    layout='<task>/<class>/* or <task>/{train,val,test}/<class>/*; classnames.txt if folder names are not words', source='your own', terms='yours')
+image_folder = DataSet(
+    'image_folder',
+    'Any folder',
+    scan_folder,
+    protocol='4shot',
+    protocols='share, k-shot, all (where the folder is split)',
+    layout=(
+        '<task>/<class>/* or <task>/{train,val,test}/<class>/*; classnames.txt if folder names are not words'
+    ),
+    source='your own',
+    terms='yours')

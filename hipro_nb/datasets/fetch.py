@@ -48,8 +48,11 @@ def _receive(url:str, part:Path, progress:bool, timeout:float)->None:
     with urlopen(ask, timeout=timeout) as r, open(part, 'ab' if r.status==206 else 'wb') as f:
         start = start if r.status==206 else 0
         left = r.headers.get('Content-Length')
-        with tqdm(total=int(left)+start if left else None, initial=start, unit='B', unit_scale=True, desc=part.stem[:20], disable=None if progress else True, leave=False) as bar:
-            while piece:=r.read(1<<16): f.write(piece); bar.update(len(piece))
+        with tqdm(total=int(left) + start if left else None, initial=start, unit='B', unit_scale=True,
+                  desc=part.stem[:20], disable=None if progress else True, leave=False) as bar:
+            while piece := r.read(1 << 16):
+                f.write(piece)
+                bar.update(len(piece))
         if left and f.tell()<int(left)+start: raise OSError('the connection closed early')
 
 # %% ../../nbs/pictures/27_fetch.ipynb #5b7919b2
@@ -75,24 +78,34 @@ def fetch(
     progress:bool=True, # Show a progress bar on a terminal
     timeout:float=60., # Seconds without a byte until the attempt ends
 )->Path: # The file, whole and right
-    "Download a file, or what is missing of it; raise `BadData` where it breaks off or is not the file expected."
+    """Download a file, or what is missing of it; raise `BadData` where it breaks off or is not the file
+    expected."""
     path = Path(root)/remote.path
     part, made = path.with_name(path.name+'.part'), [p for p in path.parents if not os.path.exists(p)]
     try:
         if os.path.isfile(path) and file_md5(path)==remote.md5: return path
         path.parent.mkdir(parents=True, exist_ok=True)
         part.open('ab').close()
-    except OSError as e: raise BadData(f'cannot write {part}: {e.strerror or e}; expected a folder that can be written. Nothing was fetched') from e
+    except OSError as e:
+        raise BadData(
+            f'cannot write {part}: {e.strerror or e}; expected a folder that can be written. Nothing was'
+            ' fetched') from e
     try:
         with suppress(_Complete): _attempt(remote.url, part, progress, timeout)
         got = file_md5(part)
     except (OSError, HTTPException, ValueError) as e:
-        if kept := part.stat().st_size if part.exists() else 0: raise BadData(f'{remote.url}: the download broke off ({e}); {kept:,} bytes are kept in {part.name}, and the same command goes on from there') from e
+        if kept := part.stat().st_size if part.exists() else 0:
+            raise BadData(
+                f'{remote.url}: the download broke off ({e}); {kept:,} bytes are kept in {part.name}, and the'
+                ' same command goes on from there') from e
         _remove(part, made)
-        raise BadData(f'{remote.url}: nothing came ({e}); expected a network, and a server that has the file') from e
+        raise BadData(
+            f'{remote.url}: nothing came ({e}); expected a network, and a server that has the file') from e
     if got!=remote.md5:
         _remove(part, made)
-        raise BadData(f'{remote.url}: the file that came has MD5 {got}, expected {remote.md5}; it was removed. Another edition, or damaged on the way')
+        raise BadData(
+            f'{remote.url}: the file that came has MD5 {got}, expected {remote.md5}; it was removed. Another'
+            ' edition, or damaged on the way')
     os.replace(part, path)
     return path
 
@@ -103,12 +116,16 @@ def _check_names(names:Sequence, archive:Path)->None:
     for n in names:
         parts = PurePosixPath(inside_root(n, f'archive {archive.name}')).parts
         for p in ('/'.join(parts[:i+1]) for i in range(len(parts))):
-            if (q := seen.setdefault(unicodedata.normalize('NFC', p).casefold(), p))!=p: raise BadData(f'archive {archive.name} holds {q!r} and {p!r}, which differ in case only: expected one of them; unpack it by hand, where the file system tells them apart')
+            if (q := seen.setdefault(unicodedata.normalize('NFC', p).casefold(), p)) != p:
+                raise BadData(
+                    f'archive {archive.name} holds {q!r} and {p!r}, which differ in case only: expected one'
+                    ' of them; unpack it by hand, where the file system tells them apart')
 
 def _unpack_zip(archive:Path, to:Path)->None:
     with zipfile.ZipFile(archive) as z:
         _check_names(z.namelist(), archive)
-        if links:=[i.filename for i in z.infolist() if stat.S_ISLNK(i.external_attr>>16)]: raise BadData(f'archive {archive.name}: {links[0]!r} is a link; expected files and folders')
+        if links := [i.filename for i in z.infolist() if stat.S_ISLNK(i.external_attr >> 16)]:
+            raise BadData(f'archive {archive.name}: {links[0]!r} is a link; expected files and folders')
         z.extractall(to)
 
 def _unpack_tar(archive:Path, to:Path)->None:
@@ -123,19 +140,28 @@ def unpack(
     to:Path, # Folder that its contents go to
     go_on:bool=False, # Leave what is there already, as from an earlier attempt, instead of refusing
 )->list: # Names of what came, at the top
-    "Unpack an archive whole or not at all; raise `BadData` if it is damaged, would leave `to`, or holds what is there already."
+    """Unpack an archive whole or not at all; raise `BadData` if it is damaged, would leave `to`, or holds
+    what is there already."""
     work = to/f'.{uuid.uuid4().hex}.tmp'
     try:
         work.mkdir(parents=True)
         (_unpack_zip if zipfile.is_zipfile(archive) else _unpack_tar)(archive, work)
         came = sorted(p.name for p in work.iterdir())
         there = [n for n in came if (to/n).exists()]
-        if there and not go_on: raise BadData(f'{to/there[0]} is there already, and {archive.name} holds it too: move one of them away')
+        if there and not go_on:
+            raise BadData(
+                f'{to/there[0]} is there already, and {archive.name} holds it too: move one of them away')
         for n in came:
             if n not in there: os.replace(work/n, to/n)
         return came
-    except tarfile.FilterError as e: raise BadData(f'archive {archive.name}: {e.tarinfo.name!r} leaves the folder or is a device; expected files and folders below it') from e
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError) as e: raise BadData(f'cannot unpack {archive}: {" ".join(str(e).split())[:200]}; nothing was left behind') from e
+    except tarfile.FilterError as e:
+        raise BadData(
+            f'archive {archive.name}: {e.tarinfo.name!r} leaves the folder or is a device; expected files and'
+            ' folders below it') from e
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError,
+            RuntimeError) as e:
+        raise BadData(
+            f'cannot unpack {archive}: {" ".join(str(e).split())[:200]}; nothing was left behind') from e
     finally: shutil.rmtree(work, ignore_errors=True)
 
 # %% ../../nbs/pictures/27_fetch.ipynb #765ce07c

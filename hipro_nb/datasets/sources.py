@@ -28,7 +28,12 @@ class Protocol:
     "How much of the training images a method may learn from: a share, a number of each class, or all."
     fraction:float|None=None # Share of the images, above 0 and up to 1
     shots:int|None=None # Images of each class, s
-    def __str__(self): return 'all' if self==Protocol() else f'{self.shots}shot' if self.fraction is None else f'{100*self.fraction:g}%'
+    def __str__(self):
+        return (
+            'all'
+            if self == Protocol()
+            else f'{self.shots}shot' if self.fraction is None else f'{100*self.fraction:g}%')
+
 
 def read_protocol(
     text:str|Protocol, # `'10%'`, `'16shot'` or `'all'`
@@ -37,8 +42,11 @@ def read_protocol(
     if isinstance(text, Protocol): return text
     if text.strip()=='all': return Protocol()
     if (m:=re.fullmatch(r'\s*(\d+)[ _-]?shots?\s*', text)) and int(m[1]): return Protocol(shots=int(m[1]))
-    if (m:=re.fullmatch(r'\s*(\d*\.?\d+)\s*%\s*', text)) and 0<float(m[1])<=100: return Protocol(fraction=float(m[1])/100)
-    raise BadData(f"protocol {text!r}: expected a share above 0 and up to 100 as '10%', images of each class as '16shot', or 'all'")
+    if (m := re.fullmatch(r'\s*(\d*\.?\d+)\s*%\s*', text)) and 0 < float(m[1]) <= 100:
+        return Protocol(fraction=float(m[1]) / 100)
+    raise BadData(
+        f"protocol {text!r}: expected a share above 0 and up to 100 as '10%', images of each class as"
+        " '16shot', or 'all'")
 
 # %% ../../nbs/pictures/26_sources.ipynb #3555cc28
 @dataclass(frozen=True, eq=False)
@@ -56,7 +64,10 @@ def count(self:Pool)->dict: # Part -> images, each counted once; `total` is all 
     "How many images the pool has."
     def _n(splits):
         xs = [s.images for s in splits]
-        return sum(map(len, xs)) if not all(isinstance(x, tuple) for x in xs) else len({o if isinstance(o, (str, Path)) else id(o) for x in xs for o in x})
+        return (
+            sum(map(len, xs))
+            if not all(isinstance(x, tuple) for x in xs)
+            else len({o if isinstance(o, (str, Path)) else id(o) for x in xs for o in x}))
     return {k: _n([p]) for k,p in self.parts.items()} | dict(total=_n(list(self.parts.values())))
 
 # %% ../../nbs/pictures/26_sources.ipynb #44ce547d
@@ -67,17 +78,26 @@ def _per_class(split:Split, names:Sequence)->dict:
 def _drawn(split:Split, how:Protocol, seed:int)->Split:
     "The images of `split` that the protocol allows."
     if how==Protocol(): return split
-    return split.subset(few_shot(split.labels, how.shots, seed, all_if_fewer=True) if how.shots else fraction(split.labels, how.fraction, seed))
+    return split.subset(
+        few_shot(split.labels, how.shots, seed, all_if_fewer=True)
+        if how.shots
+        else fraction(split.labels, how.fraction, seed))
 
 def _draw_heap(pool:Pool, how:Protocol, seed:int, who:str)->dict:
-    if how==Protocol(): raise BadData(f"{who} is one heap of images: expected a protocol that leaves a test set, as '10%' or '16shot'")
+    if how == Protocol():
+        raise BadData(
+            f"{who} is one heap of images: expected a protocol that leaves a test set, as '10%' or '16shot'")
     heap, need = pool.parts['all'], (how.shots or 1)+1
     if short:={c: n for c,n in _per_class(heap, pool.classnames).items() if n<need}:
-        raise BadData(f'{who}: ' + '; '.join(f'class {c!r} has {n} images' for c,n in list(short.items())[:5]) + f', expected at least {need}: {need-1} to train on and 1 to test on')
+        raise BadData(
+            f'{who}: '
+            + '; '.join(f'class {c!r} has {n} images' for c, n in list(short.items())[:5])
+            + f', expected at least {need}: {need-1} to train on and 1 to test on')
     train = few_shot(heap.labels, how.shots, seed) if how.shots else fraction(heap.labels, how.fraction, seed)
     rest = sorted(set(range(len(heap)))-set(train.tolist()))
     parts = dict(train=heap.subset(train), test=heap.subset(rest))
-    if lost:=[c for c,n in _per_class(parts['test'], pool.classnames).items() if not n]: raise BadData(f'{who}: no image of class {lost[0]!r} is left to test on; expected a smaller share')
+    if lost := [c for c, n in _per_class(parts['test'], pool.classnames).items() if not n]:
+        raise BadData(f'{who}: no image of class {lost[0]!r} is left to test on; expected a smaller share')
     return parts
 
 # %% ../../nbs/pictures/26_sources.ipynb #7d005ae3
@@ -88,13 +108,16 @@ def draw_task(
 )->Task: # What is drawn, and what it is tested on
     "Draw a task from a pool; raise `BadData` where a class or a part has too few images."
     how, who = read_protocol(protocol), f'task {pool.name!r}'
-    if 'all' in pool.parts: return Task(pool.name, pool.classnames, meta=pool.meta, **_draw_heap(pool, how, seed, who))
+    if 'all' in pool.parts:
+        return Task(pool.name, pool.classnames, meta=pool.meta, **_draw_heap(pool, how, seed, who))
     for k,p in pool.parts.items():
         if not len(p): raise BadData(f'{who}: the {k} part is empty, expected at least 1 image')
     train, val = pool.parts['train'], pool.parts.get('val')
     if pool.drawn: return Task(pool.name, pool.classnames, train, pool.parts['test'], val, pool.meta)
     if how.shots and (short:={c: n for c,n in _per_class(train, pool.classnames).items() if n<how.shots}):
-        warnings.warn(f'{who}: {len(short)} classes have fewer than {how.shots} training images, {min(short)!r} has {short[min(short)]}: all of them are taken')
+        warnings.warn(
+            f'{who}: {len(short)} classes have fewer than {how.shots} training images, {min(short)!r} has'
+            f' {short[min(short)]}: all of them are taken')
     if val is not None and how.shots: val = _drawn(val, Protocol(shots=min(how.shots, 4)), seed)
     return Task(pool.name, pool.classnames, _drawn(train, how, seed), pool.parts['test'], val, pool.meta)
 
@@ -117,7 +140,8 @@ class DataSet:
     @property
     def n_images(self)->int:
         "Images in all, as published."
-        return self.total or sum(n if isinstance(n, int) else sum(n.values()) for n in (self.counts or {}).values())
+        return self.total or sum(
+            n if isinstance(n, int) else sum(n.values()) for n in (self.counts or {}).values())
 
 # %% ../../nbs/pictures/26_sources.ipynb #65ecefd4
 def _differences(pools:Sequence, data:DataSet)->Iterable:
@@ -127,11 +151,16 @@ def _differences(pools:Sequence, data:DataSet)->Iterable:
     yield from (f'task {t!r} is not one of its tasks' for t in found if t not in counts)
     for t,want in counts.items():
         k = data.n_classes.get(t) if isinstance(data.n_classes, dict) else data.n_classes
-        if k is not None and len(found[t].classnames)!=k: yield f'task {t!r} has {len(found[t].classnames)} classes, expected {k}'
+        if k is not None and len(found[t].classnames) != k:
+            yield f'task {t!r} has {len(found[t].classnames)} classes, expected {k}'
         have = found[t].count()
         for part,n in (want if isinstance(want, dict) else dict(total=want)).items():
-            if have.get(part, 0)!=n: yield f'task {t!r} has {have.get(part, 0):,} images{"" if part=="total" else f" in {part}"}, expected {n:,}'
-    if data.total and (n:=sum(p.count()['total'] for p in pools))!=data.total: yield f'its tasks have {n:,} images together, expected {data.total:,}'
+            if have.get(part, 0) != n:
+                yield (
+                    f'task {t!r} has {have.get(part, 0):,} images{"" if part=="total" else f" in {part}"},'
+                    f' expected {n:,}')
+    if data.total and (n := sum(p.count()['total'] for p in pools)) != data.total:
+        yield f'its tasks have {n:,} images together, expected {data.total:,}'
 
 def check_counts(
     pools:Sequence, # What was found
@@ -139,7 +168,9 @@ def check_counts(
 )->None:
     "Raise `BadData` with the first difference between what was found and what is published."
     if diff:=next(iter(_differences(pools, data)), None):
-        raise BadData(f'{data.title}: {diff}. Obtain it from {data.source or "its authors"}; for a copy that is meant to differ, ask for --any-counts (counts=False in Python, or counts of its own)')
+        raise BadData(
+            f'{data.title}: {diff}. Obtain it from {data.source or "its authors"}; for a copy that is meant'
+            ' to differ, ask for --any-counts (counts=False in Python, or counts of its own)')
 
 # %% ../../nbs/pictures/26_sources.ipynb #1f0de2f9
 _registry = {}
@@ -149,7 +180,8 @@ def register_dataset(
     replace_old:bool=False, # Put it in the place of a record of this name
 )->DataSet: # `data`
     "Make a data set known by its name; raise `BadData` if the name is taken."
-    if data.name in _registry and not replace_old: raise BadData(f'data set {data.name!r} is registered already: expected another name, or replace_old')
+    if data.name in _registry and not replace_old:
+        raise BadData(f'data set {data.name!r} is registered already: expected another name, or replace_old')
     _registry[data.name] = data
     return data
 
@@ -176,7 +208,9 @@ def name_key(
 def _visible(folder:Path, what:str='')->list:
     "What is in a folder, hidden files left out, ordered by name."
     hint = f'; expected {what}' if what else ''
-    try: return sorted((p for p in folder.iterdir() if not p.name.startswith('.') and p.name!='__MACOSX'), key=lambda p: p.name)
+    try:
+        return sorted((p for p in folder.iterdir() if not p.name.startswith('.') and p.name != '__MACOSX'),
+                      key=lambda p: p.name)
     except FileNotFoundError as e: raise BadData(f'no folder {folder}{hint}') from e
     except NotADirectoryError as e: raise BadData(f'{folder} is a file, not a folder{hint}') from e
     except OSError as e: raise BadData(f'cannot read the folder {folder}: {e.strerror or e}{hint}') from e
@@ -186,11 +220,15 @@ def entries(
     what:str='', # What was expected in it, for the message
     asked:Iterable|None=None, # `name_key`s that will be looked for; all if None
 )->dict: # `name_key` -> path, hidden files left out
-    "What is in a folder; raise `BadData` where it is missing, a file, unreadable, or has two entries of one name that is asked for."
+    """What is in a folder; raise `BadData` where it is missing, a file, unreadable, or has two entries of one
+    name that is asked for."""
     out, asked = {}, asked if asked is None else set(asked)
     for p in _visible(folder, what):
         k = name_key(p.name)
-        if k in out and (asked is None or k in asked): raise BadData(f'{folder} holds {out[k].name!r} and {p.name!r}, which differ in case, spaces or dashes only: expected one of them')
+        if k in out and (asked is None or k in asked):
+            raise BadData(
+                f'{folder} holds {out[k].name!r} and {p.name!r}, which differ in case, spaces or dashes only:'
+                ' expected one of them')
         out[k] = p
     return out
 
@@ -201,16 +239,23 @@ def find_folder(
     inner:Sequence=(), # Folders below the root that may hold them, as archives and other projects name them
     what:str='', # Layout, for the message
 )->tuple: # The folder, and its entries by `name_key`
-    "A folder below the root, or the root, that has all `wanted`; raise `BadData` that names the first one missing."
+    """A folder below the root, or the root, that has all `wanted`; raise `BadData` that names the first one
+    missing."""
     root, keys, best = Path(root).expanduser(), [name_key(w) for w in wanted], None
     top = entries(root, what, keys + [name_key(i) for i in inner if not os.path.isdir(root/i)])
-    places = [p for i in inner if os.path.isdir(p:=root/i) or os.path.isdir(p:=top.get(name_key(i), root/'?'))] + [root]
+    places = [
+        p
+        for i in inner
+        if os.path.isdir(p := root / i) or os.path.isdir(p := top.get(name_key(i), root / '?'))] + [root]
     for p in places:
         found = top if p==root else entries(p, what, keys)
         lost = [w for w,k in zip(wanted, keys) if k not in found]
         if not lost: return p, found
         if best is None or len(lost)<len(best[1]): best = p, lost
-    raise BadData(f'{best[0]} has no {best[1][0]!r}' + (f' and {len(best[1])-1} more' if len(best[1])>1 else '') + (f'; expected {what}' if what else ''))
+    raise BadData(
+        f'{best[0]} has no {best[1][0]!r}'
+        + (f' and {len(best[1])-1} more' if len(best[1]) > 1 else '')
+        + (f'; expected {what}' if what else ''))
 
 # %% ../../nbs/pictures/26_sources.ipynb #aaf15963
 _images = frozenset('.jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .jp2'.split())
@@ -224,25 +269,33 @@ def scan_classes(
     found = {k: p for k,p in entries(folder, f'class folders for {who}').items() if p.is_dir()}
     if not found: raise BadData(f'{who} has no class folders in {folder}')
     names = {name_key(c): c for c in only} if only else {k: p.name for k,p in found.items()}
-    if lost:=[c for k,c in names.items() if k not in found]: raise BadData(f'{who} has no folder for class {lost[0]!r}' + (f' and {len(lost)-1} more' if len(lost)>1 else '') + f' in {folder}')
-    if odd:=[p.name for k,p in found.items() if k not in names]: raise BadData(f'{who} has a folder {odd[0]!r} that is not one of its {len(names)} classes')
+    if lost := [c for k, c in names.items() if k not in found]:
+        raise BadData(
+            f'{who} has no folder for class {lost[0]!r}'
+            + (f' and {len(lost)-1} more' if len(lost) > 1 else '')
+            + f' in {folder}')
+    if odd := [p.name for k, p in found.items() if k not in names]:
+        raise BadData(f'{who} has a folder {odd[0]!r} that is not one of its {len(names)} classes')
     out = {c: [p for p in _visible(found[k]) if p.suffix.lower() in _images] for k,c in names.items()}
     for c,ps in out.items():
-        if not ps: raise BadData(f'{who}, class {c!r} has no images in {found[name_key(c)]}: expected at least 1')
+        if not ps:
+            raise BadData(f'{who}, class {c!r} has no images in {found[name_key(c)]}: expected at least 1')
     return out
 
 def to_split(
     classes:dict, # Class -> images
 )->Split: # All of them; label k is the k-th class
     "Put the images of several classes together."
-    return Split([p for ps in classes.values() for p in ps], [k for k,ps in enumerate(classes.values()) for _ in ps])
+    return Split(
+        [p for ps in classes.values() for p in ps], [k for k, ps in enumerate(classes.values()) for _ in ps])
 
 # %% ../../nbs/pictures/26_sources.ipynb #2b2d57d5
 def _lines(path:Path, source:str='')->list:
     "Lines of a text file."
     try: return path.read_text(encoding='utf8').removeprefix('\ufeff').splitlines()
     except UnicodeError as e: raise BadData(f'{path} is no text in UTF-8: expected lines of text') from e
-    except FileNotFoundError as e: raise BadData(f'no list {path}' + (f'; obtain it from {source}' if source else '')) from e
+    except FileNotFoundError as e:
+        raise BadData(f'no list {path}' + (f'; obtain it from {source}' if source else '')) from e
 
 def read_list(
     path:Path, # A text file of `relative/path label` lines
@@ -253,7 +306,8 @@ def read_list(
     for i,line in enumerate(_lines(path, source), 1):
         if not line.strip(): continue
         name, _, label = line.strip().rpartition(' ')
-        if not name or not re.fullmatch('[0-9]+', label): raise BadData(f"{path}, line {i}: {line[:80]!r}, expected 'relative/path label'")
+        if not name or not re.fullmatch('[0-9]+', label):
+            raise BadData(f"{path}, line {i}: {line[:80]!r}, expected 'relative/path label'")
         out.append((inside_root(name, f'{path.name}, line {i}'), int(label)))
     if not out: raise BadData(f'{path} names no file: expected lines of relative path and label')
     return out
@@ -264,7 +318,8 @@ def inside_root(
 )->str: # `name`
     "Refuse a path that leaves its folder."
     p = PurePosixPath(name.replace('\\', '/'))
-    if p.is_absolute() or '..' in p.parts or re.match(r'[A-Za-z]:', name): raise BadData(f'{who}: {name[:80]!r} leaves the folder; expected a path below it')
+    if p.is_absolute() or '..' in p.parts or re.match(r'[A-Za-z]:', name):
+        raise BadData(f'{who}: {name[:80]!r} leaves the folder; expected a path below it')
     return name
 
 # %% ../../nbs/pictures/26_sources.ipynb #7bc46ea6
@@ -278,9 +333,11 @@ def check_present(
     lost = []
     for n in names:
         parent, _, file = n.rpartition('/')
-        if parent not in have: have[parent] = {p.name for p in (root/parent).iterdir()} if (root/parent).is_dir() else set()
+        if parent not in have:
+            have[parent] = {p.name for p in (root / parent).iterdir()} if (root / parent).is_dir() else set()
         if file not in have[parent]: lost.append(n)
-    if lost: raise BadData(f'{who}: {len(lost):,} of {len(names):,} files are not in {root}, {lost[0]!r} first')
+    if lost:
+        raise BadData(f'{who}: {len(lost):,} of {len(names):,} files are not in {root}, {lost[0]!r} first')
 
 # %% ../../nbs/pictures/26_sources.ipynb #90e40a98
 def class_words(
@@ -288,7 +345,12 @@ def class_words(
 )->str: # What a prompt should say
     "A folder's name as words: the first of a comma list, camel case split, underscores as spaces."
     name = clean_name(name.split(',')[0])
-    return ' '.join(re.findall(r'[A-Z][a-z]+', w) and ' '.join(re.findall(r'[A-Z][a-z]+', w)) if re.fullmatch(r'(?:[A-Z][a-z]+){2,}', w) else w for w in name.split())
+    return ' '.join(
+        (
+            re.findall(r'[A-Z][a-z]+', w) and ' '.join(re.findall(r'[A-Z][a-z]+', w))
+            if re.fullmatch(r'(?:[A-Z][a-z]+){2,}', w)
+            else w)
+        for w in name.split())
 
 # %% ../../nbs/pictures/26_sources.ipynb #b76cdaff
 def read_classnames(
@@ -298,11 +360,17 @@ def read_classnames(
     path, out = root/'classnames.txt', {}
     if not os.path.isfile(path): return {}
     try: lines = _lines(path)
-    except OSError as e: raise BadData(f'cannot read {path}: {e.strerror or e}; expected a line for each folder, its name and its words') from e
+    except OSError as e:
+        raise BadData(
+            f'cannot read {path}: {e.strerror or e}; expected a line for each folder, its name and its words'
+        ) from e
     for i,line in enumerate(lines, 1):
         if not line.strip(): continue
         folder, _, words = line.strip().partition('\t' if '\t' in line else ' ')
-        if not words.strip(): raise BadData(f"{path}, line {i}: {line[:80]!r}, expected a folder's name and its words, with a tab between them")
+        if not words.strip():
+            raise BadData(
+                f"{path}, line {i}: {line[:80]!r}, expected a folder's name and its words, with a tab between"
+                " them")
         folder = unicodedata.normalize('NFC', folder.strip()) # as the folders' names are
         if folder in out: raise BadData(f'{path}, line {i}: folder {folder!r} is there twice')
         out[folder] = words.strip()
@@ -312,10 +380,15 @@ def rename_classes(
     pool:Pool, # A pool whose classes are named after folders
     table:dict, # Folder name -> words, from `read_classnames`
 )->Pool: # The same images under names of words
-    "Give classes names of words: from the table where it has them, else by `class_words`; raise `BadData` if two become one."
+    """Give classes names of words: from the table where it has them, else by `class_words`; raise `BadData`
+    if two become one."""
     names = [table.get(c, class_words(c)) for c in pool.classnames]
     for n,k in Counter(clean_name(n).casefold() for n in names).items():
-        if k>1: raise BadData(f'task {pool.name!r}: the folders {", ".join(repr(c) for c,m in zip(pool.classnames, names) if clean_name(m).casefold()==n)} are all named {n!r}; tell them apart in classnames.txt')
+        if k > 1:
+            raise BadData(
+                f'task {pool.name!r}: the folders'
+                f' {", ".join(repr(c) for c,m in zip(pool.classnames, names) if clean_name(m).casefold()==n)}'
+                f' are all named {n!r}; tell them apart in classnames.txt')
     return replace(pool, classnames=names)
 
 # %% ../../nbs/pictures/26_sources.ipynb #d1844220
@@ -324,25 +397,37 @@ def check_table(
     folders:Iterable, # Names of the class folders that there are
 )->None:
     "Warn of lines of `classnames.txt` that name no folder, and so rename nothing."
-    if lost := sorted(table.keys()-set(folders)): warnings.warn(f"classnames.txt: {len(lost)} of {len(table)} lines name no class folder, {lost[0]!r} first: expected a folder's name as it is written, a tab, its words")
+    if lost := sorted(table.keys() - set(folders)):
+        warnings.warn(
+            f"classnames.txt: {len(lost)} of {len(table)} lines name no class folder, {lost[0]!r} first:"
+            " expected a folder's name as it is written, a tab, its words")
 
 # %% ../../nbs/pictures/26_sources.ipynb #352fd77a
 def _two_spellings(a, b)->tuple|None:
-    "Names of one class that two tasks spell differently, if most classes of the smaller task are the other's too"
+    """Names of one class that two tasks spell differently, if most classes of the smaller task are the
+    other's too"""
     mine, theirs = ({name_key(c): clean_name(c) for c in t.classnames} for t in (a, b))
     same = mine.keys() & theirs.keys()
-    return next(((mine[k], theirs[k]) for k in mine if k in same and mine[k]!=theirs[k]), None) if 2*len(same)>min(len(mine), len(theirs)) else None
+    return (
+        next(((mine[k], theirs[k]) for k in mine if k in same and mine[k] != theirs[k]), None)
+        if 2 * len(same) > min(len(mine), len(theirs))
+        else None)
 
 def check_class_names(
     tasks:Sequence, # Tasks, or pools
 )->None:
-    "Raise `BadData` for two spellings of one class in tasks that share most classes; warn of a class that one task alone has while most are shared."
+    """Raise `BadData` for two spellings of one class in tasks that share most classes; warn of a class that
+    one task alone has while most are shared."""
     for a,b in combinations(tasks, 2):
         if odd := _two_spellings(a, b):
-            raise BadData(f'class {odd[0]!r} of task {a.name!r} and {odd[1]!r} of task {b.name!r} are two spellings of one class: expected one; rename a folder, or use classnames.txt')
+            raise BadData(
+                f'class {odd[0]!r} of task {a.name!r} and {odd[1]!r} of task {b.name!r} are two spellings of'
+                ' one class: expected one; rename a folder, or use classnames.txt')
     where = {}
     for t in tasks:
         for c in t.classnames: where.setdefault(clean_name(c), []).append(t.name)
     alone = {c: ts[0] for c,ts in where.items() if len(ts)==1}
     if len(tasks)>1 and alone and len(alone)<=len(where)/2:
-        warnings.warn(f'{len(alone)} of {len(where)} classes are in one task only: ' + ', '.join(f'{c!r} in {t!r}' for c,t in list(alone.items())[:5]))
+        warnings.warn(
+            f'{len(alone)} of {len(where)} classes are in one task only: '
+            + ', '.join(f'{c!r} in {t!r}' for c, t in list(alone.items())[:5]))

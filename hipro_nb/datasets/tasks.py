@@ -14,14 +14,17 @@ from pathlib import Path
 
 # %% ../../nbs/pictures/31_tasks.ipynb #edbf36ce
 from ..data import BadData, bad_images
-from .sources import DataSet, Pool, Protocol, check_class_names, check_counts, draw_task, find_dataset, list_datasets, read_protocol, register_dataset
+from .sources import (DataSet, Pool, Protocol, check_class_names, check_counts, draw_task,
+                                       find_dataset, list_datasets, read_protocol, register_dataset)
 from .fetch import fetch_all
-from .domains import domainnet, image_folder, minidomainnet, office_caltech10, office_home, pacs
+from .domains import (domainnet, image_folder, minidomainnet, office_caltech10, office_home,
+                                       pacs)
 from .wrapped import cifar100, scan_hugging_face, scan_torchvision
 from .ten import ten, the_ten
 
 # %% ../../nbs/pictures/31_tasks.ipynb #f9339905
-for _d in (office_home, domainnet, minidomainnet, office_caltech10, pacs, cifar100, ten, *the_ten.values(), image_folder): register_dataset(_d, replace_old=True)
+for _d in (office_home, domainnet, minidomainnet, office_caltech10, pacs, cifar100, ten, *the_ten.values(),
+           image_folder): register_dataset(_d, replace_old=True)
 
 # %% ../../nbs/pictures/31_tasks.ipynb #d919d36d
 def _record(name:str, download:bool)->DataSet:
@@ -29,13 +32,18 @@ def _record(name:str, download:bool)->DataSet:
     family, _, which = name.partition(':')
     scans = dict(torchvision=scan_torchvision, huggingface=scan_hugging_face)
     if family not in scans: return find_dataset(name)
-    return DataSet(name, f'{family} {which}'.strip(), partial(scans[family], which=which, download=download), protocols='share, k-shot, all')
+    return DataSet(name, f'{family} {which}'.strip(), partial(scans[family], which=which, download=download),
+                   protocols='share, k-shot, all')
 
 def _told(data:DataSet, why:str)->str:
     "What is wrong, of which data set, and where it is had: there, or by a download."
-    has, ours = 'obtain it from' in why.casefold() or data is image_folder, any(Path(f.path).name in why for f in data.files)
+    has, ours = 'obtain it from' in why.casefold() or data is image_folder, any(
+        Path(f.path).name in why for f in data.files)
     where = f'. Obtain it from {data.source}' if data.source and not has else ''
-    return (why if why.startswith(data.title) else f'{data.title}: {why}') + where + (', or ask for --download (download=True in Python)' if data.files and (where or ours) else '')
+    return (
+        (why if why.startswith(data.title) else f'{data.title}: {why}')
+        + where
+        + (', or ask for --download (download=True in Python)' if data.files and (where or ours) else ''))
 
 def _scanned(data:DataSet, root:Path, how:Protocol)->list:
     "Pools that agree with the record; an error says where the data are obtained."
@@ -50,7 +58,9 @@ def _pools(data:DataSet, root:Path, how:Protocol, download:bool, progress:bool)-
     try: return _scanned(data, root, how)
     except BadData as e:
         if not download: raise
-        if not data.files: raise BadData(f'{e}. It has no direct address with a checksum, so it cannot be downloaded from here') from e
+        if not data.files:
+            raise BadData(
+                f'{e}. It has no direct address with a checksum, so it cannot be downloaded from here') from e
     fetch_all(data.files, root, progress)
     return _scanned(replace(data, files=()), root, how)
 
@@ -65,7 +75,11 @@ def _readable(pools:list, skip:bool, progress:bool)->list:
             found += [f'{p.name}, {k}: {s.images[i]} ({why})' for i,why in bad.items()]
             parts[k] = s.subset([i for i in range(len(s)) if i not in bad])
         out.append(replace(p, parts=parts))
-    if found and not skip: raise BadData(f'{len(found)} unreadable images, expected whole pictures; mend or remove them, or leave them out with --skip-bad-images (skip_bad_images=True in Python): ' + '; '.join(found[:20]))
+    if found and not skip:
+        raise BadData(
+            f'{len(found)} unreadable images, expected whole pictures; mend or remove them, or leave them out'
+            ' with --skip-bad-images (skip_bad_images=True in Python): '
+            + '; '.join(found[:20]))
     if found: warnings.warn(f'skipped {len(found)} unreadable images: ' + '; '.join(found[:20]))
     return out
 
@@ -76,14 +90,17 @@ def load_tasks(
     protocol:str|Protocol|None=None, # `'10%'`, `'16shot'`, `'all'`; the one of the record if None
     seed:int=0, # Seed of the draw
     download:bool=False, # Fetch what is missing, where there is an official address with a checksum
-    counts:bool|Mapping=True, # Hold the images against the published numbers, against other numbers, or against none
+    # Hold the images against the published numbers, against other numbers, or against none
+    counts:bool|Mapping=True,
     check_images:bool=False, # Decode every image now; else an unreadable one is found when it is encoded
     skip_bad_images:bool=False, # Leave unreadable images out, with a warning
     progress:bool=True, # Show progress bars on a terminal
 )->list: # The tasks
-    "The tasks of a data set at a protocol; raise `BadData` that names the first thing that differs from what is published."
+    """The tasks of a data set at a protocol; raise `BadData` that names the first thing that differs from
+    what is published."""
     data = _record(name, download)
-    if counts is not True: data = replace(data, counts=counts or None, total=None, n_classes=data.n_classes if counts else None)
+    if counts is not True:
+        data = replace(data, counts=counts or None, total=None, n_classes=data.n_classes if counts else None)
     how = read_protocol(protocol or data.protocol)
     pools = _pools(data, Path(root).expanduser(), how, download, progress)
     if check_images or skip_bad_images: pools = _readable(pools, skip_bad_images, progress)
@@ -97,17 +114,22 @@ def _flag(protocol:str)->str:
     return f' --shots {how.shots}' if how.shots else f' --fraction {how.fraction:g}' if how.fraction else ''
 
 def _row(d:DataSet)->dict:
-    "A record as a row: what to call it, how large, how it is drawn, where it lies, whose it is, how it is run."
+    """A record as a row: what to call it, how large, how it is drawn, where it lies, whose it is, how it is
+    run."""
     k = d.n_classes.values() if isinstance(d.n_classes, Mapping) else [d.n_classes] if d.n_classes else []
     tasks = len(d.counts or getattr(d.scan, 'keywords', {}).get('tasks', ()))
-    return {'data set': f'**{d.title}**', 'tasks': tasks or '-', 'classes': '/'.join(map(str, sorted(set(k)))) or '-', 'images': f'{d.n_images:,}' if d.n_images else '-',
-            'protocols': d.protocols, 'layout below ROOT': f'`{d.layout}`' if d.layout else '-', 'source': d.source or '-', 'terms': d.terms or '-',
-            'download': f'{len(d.files)} files' if d.files else 'by hand', 'command': f'`hipro_fit {d.name} --root ROOT{_flag(d.protocol)}`'}
+    return {'data set': f'**{d.title}**', 'tasks': tasks or '-',
+            'classes': '/'.join(map(str, sorted(set(k)))) or '-',
+            'images': f'{d.n_images:,}' if d.n_images else '-', 'protocols': d.protocols,
+            'layout below ROOT': f'`{d.layout}`' if d.layout else '-', 'source': d.source or '-',
+            'terms': d.terms or '-', 'download': f'{len(d.files)} files' if d.files else 'by hand',
+            'command': f'`hipro_fit {d.name} --root ROOT{_flag(d.protocol)}`'}
 
 def dataset_table(
     names:Iterable|None=None, # Data sets; all that are registered if None
 )->str: # Markdown
     "Data sets in one table: counts, protocols, layout, source, terms, command; made from their records."
     rows = [_row(find_dataset(n)) for n in (list_datasets() if names is None else names)]
-    lines = [list(rows[0]), ['---']*len(rows[0]), *([str(v).replace('|', '/') for v in r.values()] for r in rows)]
+    lines = [list(rows[0]), ['---'] * len(rows[0]),
+             *([str(v).replace('|', '/') for v in r.values()] for r in rows)]
     return '\n'.join('| ' + ' | '.join(l) + ' |' for l in lines)

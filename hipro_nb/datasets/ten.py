@@ -18,7 +18,8 @@ from torch import Tensor
 # %% ../../nbs/pictures/30_ten.ipynb #df5032a8
 from ..data import BadData, Split
 from .fetch import RemoteFile
-from .sources import DataSet, Pool, Protocol, _lines, check_present, entries, find_folder, inside_root, name_key
+from .sources import (DataSet, Pool, Protocol, _lines, check_present, entries, find_folder,
+                                       inside_root, name_key)
 
 # %% ../../nbs/pictures/30_ten.ipynb #1a4e92a7
 _coop = 'https://github.com/KaiyangZhou/CoOp, DATASETS.md'
@@ -28,23 +29,36 @@ def read_split(
 )->tuple: # Part -> rows of path and label; names by label
     "Read CoOp's split file; raise `BadData` that says what is not as it should be."
     try: d = json.loads(path.read_text(encoding='utf8'))
-    except FileNotFoundError as e: raise BadData(f'no {path.name} in {path.parent}; obtain it from {_coop}. It is never made here: a split of one\'s own is not comparable') from e
+    except FileNotFoundError as e:
+        raise BadData(
+            f'no {path.name} in {path.parent}; obtain it from {_coop}. It is never made here: a split of'
+            ' one\'s own is not comparable') from e
     except ValueError as e: raise BadData(f'{path} is damaged ({e}); obtain it from {_coop}') from e
-    if not isinstance(d, dict) or not {'train', 'val', 'test'}<=d.keys(): raise BadData(f'{path}: expected the lists train, val and test')
+    if not isinstance(d, dict) or not {'train', 'val', 'test'} <= d.keys():
+        raise BadData(f'{path}: expected the lists train, val and test')
     parts, names = {}, {}
     for k in ('train', 'val', 'test'):
         parts[k] = []
         for i,row in enumerate(d[k]):
-            if not (isinstance(row, list) and len(row)==3 and isinstance(row[0], str) and str(row[1]).isdigit()): raise BadData(f'{path}, {k}, row {i}: {str(row)[:80]}, expected path, label and class name')
+            if not (
+                isinstance(row, list) and len(row) == 3 and isinstance(row[0], str) and str(row[1]).isdigit()
+            ): raise BadData(f'{path}, {k}, row {i}: {str(row)[:80]}, expected path, label and class name')
             parts[k].append((inside_root(row[0], f'{path.name}, {k}, row {i}'), int(row[1])))
-            if names.setdefault(int(row[1]), row[2])!=row[2]: raise BadData(f'{path}: label {row[1]} is {names[int(row[1])]!r} and {row[2]!r}, expected one name a label')
-    if sorted(names)!=list(range(len(names))): raise BadData(f'{path}: labels {sorted(names)[:5]}..., expected 0 to {len(names)-1} without gaps')
+            if names.setdefault(int(row[1]), row[2]) != row[2]:
+                raise BadData(
+                    f'{path}: label {row[1]} is {names[int(row[1])]!r} and {row[2]!r}, expected one name a'
+                    ' label')
+    if sorted(names) != list(range(len(names))):
+        raise BadData(f'{path}: labels {sorted(names)[:5]}..., expected 0 to {len(names)-1} without gaps')
     return parts, [names[k] for k in range(len(names))]
 
 # %% ../../nbs/pictures/30_ten.ipynb #e5d29029
-_names = dict(caltech101=dict(airplanes='airplane', Faces='face', Leopards='leopard', Motorbikes='motorbike'),
-    eurosat=dict(AnnualCrop='Annual Crop Land', HerbaceousVegetation='Herbaceous Vegetation Land', Highway='Highway or Road', Industrial='Industrial Buildings',
-                 Pasture='Pasture Land', PermanentCrop='Permanent Crop Land', Residential='Residential Buildings', SeaLake='Sea or Lake'))
+_names = dict(
+    caltech101=dict(airplanes='airplane', Faces='face', Leopards='leopard', Motorbikes='motorbike'),
+    eurosat=dict(AnnualCrop='Annual Crop Land', HerbaceousVegetation='Herbaceous Vegetation Land',
+                 Highway='Highway or Road', Industrial='Industrial Buildings', Pasture='Pasture Land',
+                 PermanentCrop='Permanent Crop Land', Residential='Residential Buildings',
+                 SeaLake='Sea or Lake'))
 
 def scan_split(
     root:str|Path, # Folder of the ten, or of this one
@@ -56,14 +70,25 @@ def scan_split(
     meta:Mapping, # For `Task.meta`
 )->list: # One `Pool`
     "One of the ten, with CoOp's split file."
-    base, _ = find_folder(root, [images] if images!='.' else ['cars_train', 'cars_test'], [folder], f'{folder}/{images if images!="." else "{cars_train,cars_test}"} and {folder}/{split}')
+    base, _ = find_folder(
+        root, [images] if images != '.' else ['cars_train', 'cars_test'], [folder],
+        f'{folder}/{images if images!="." else "{cars_train,cars_test}"} and {folder}/{split}')
     parts, names = read_split(base/split)
     check_present(base/images, [n for rows in parts.values() for n,_ in rows], split)
     table = _names.get(name, {})
-    return [Pool(name, [table.get(c, c) for c in names], {k: Split([base/images/n for n,_ in rows], [y for _,y in rows]) for k,rows in parts.items()}, meta=dict(meta))]
+    return [
+        Pool(
+            name,
+            [table.get(c, c) for c in names],
+            {
+                k: Split([base / images / n for n, _ in rows], [y for _, y in rows])
+                for k, rows in parts.items()},
+            meta=dict(meta))]
 
 # %% ../../nbs/pictures/30_ten.ipynb #050b9207
-def _rows_of(path:Path)->list: return [l.strip() for l in _lines(path, 'fgvc-aircraft-2013b.tar.gz, in its folder data') if l.strip()]
+def _rows_of(path: Path) -> list:
+    return [l.strip() for l in _lines(path, 'fgvc-aircraft-2013b.tar.gz, in its folder data') if l.strip()]
+
 
 def scan_aircraft(
     root:str|Path, # Folder of the ten, or of this one
@@ -72,11 +97,14 @@ def scan_aircraft(
     meta:Mapping, # For `Task.meta`
 )->list: # One `Pool`
     "FGVCAircraft, with its official train, val and test lists."
-    base, _ = find_folder(root, ['images', 'variants.txt'], ['fgvc_aircraft', 'data', 'fgvc-aircraft-2013b/data'], "fgvc_aircraft/images and fgvc_aircraft/variants.txt (the archive's folder data, renamed)")
+    base, _ = find_folder(
+        root, ['images', 'variants.txt'], ['fgvc_aircraft', 'data', 'fgvc-aircraft-2013b/data'],
+        "fgvc_aircraft/images and fgvc_aircraft/variants.txt (the archive's folder data, renamed)")
     names = _rows_of(base/'variants.txt')
     def _part(k):
         rows = [l.partition(' ')[::2] for l in _rows_of(base/f'images_variant_{k}.txt')]
-        if odd:=[v for _,v in rows if v not in names]: raise BadData(f'{base}/images_variant_{k}.txt: {odd[0]!r} is not in variants.txt')
+        if odd := [v for _, v in rows if v not in names]:
+            raise BadData(f'{base}/images_variant_{k}.txt: {odd[0]!r} is not in variants.txt')
         files = [inside_root(f'{n}.jpg', f'images_variant_{k}.txt') for n,_ in rows]
         check_present(base/'images', files, f'images_variant_{k}.txt')
         return Split([base/'images'/f for f in files], [names.index(v) for _,v in rows])
@@ -88,40 +116,88 @@ def mean_class_accuracy(
     labels:Int64[Tensor,'n'], # Class that it has
 )->float: # Between 0 and 1
     "Mean over the classes that occur of the share of their images that are right."
-    right, n = np.bincount(labels[predicted==labels].numpy(), minlength=int(labels.max())+1), np.bincount(labels.numpy())
+    right, n = np.bincount(labels[predicted == labels].numpy(), minlength=int(labels.max()) + 1), np.bincount(
+        labels.numpy())
     return float((right[n>0]/n[n>0]).mean())
 
 # %% ../../nbs/pictures/30_ten.ipynb #3f01c682
 _rows = [
- ('caltech101', 'Caltech101', 'caltech-101', '101_ObjectCategories', 'Caltech101', (4128, 1649, 2465), 100, 'a photo of a {}.', 'CC BY 4.0', 'https://data.caltech.edu/records/mzrjq-6wc02'),
- ('oxford_pets', 'OxfordPets', 'oxford_pets', 'images', 'OxfordPets', (2944, 736, 3669), 37, 'a photo of a {}, a type of pet.', 'CC BY-SA 4.0', 'https://www.robots.ox.ac.uk/~vgg/data/pets/'),
- ('stanford_cars', 'StanfordCars', 'stanford_cars', '.', 'StanfordCars', (6509, 1635, 8041), 196, 'a photo of a {}.', 'research, non-commercial', 'Krause et al., 3dRR 2013; its page is gone, mirrors exist'),
- ('oxford_flowers', 'Flowers102', 'oxford_flowers', 'jpg', 'OxfordFlowers', (4093, 1633, 2463), 102, 'a photo of a {}, a type of flower.', 'none stated; research', 'https://www.robots.ox.ac.uk/~vgg/data/flowers/102/'),
- ('food101', 'Food101', 'food-101', 'images', 'Food101', (50500, 20200, 30300), 101, 'a photo of {}, a type of food.', 'images of Foodspotting; research', 'https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/'),
- ('fgvc_aircraft', 'FGVCAircraft', 'fgvc_aircraft', 'images', '', (3334, 3333, 3333), 100, 'a photo of a {}, a type of aircraft.', 'research, non-commercial', 'https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/'),
- ('sun397', 'SUN397', 'sun397', 'SUN397', 'SUN397', (15880, 3970, 19850), 397, 'a photo of a {}.', 'research', 'https://vision.princeton.edu/projects/2010/SUN/'),
- ('dtd', 'DTD', 'dtd', 'images', 'DescribableTextures', (2820, 1128, 1692), 47, '{} texture.', 'research', 'https://www.robots.ox.ac.uk/~vgg/data/dtd/'),
- ('eurosat', 'EuroSAT', 'eurosat', '2750', 'EuroSAT', (13500, 5400, 8100), 10, 'a centered satellite photo of {}.', 'MIT', 'https://github.com/phelber/EuroSAT'),
- ('ucf101', 'UCF101', 'ucf101', 'UCF-101-midframes', 'UCF101', (7639, 1898, 3783), 101, 'a photo of a person doing {}.', 'research', f'{_coop} (middle frames and split)')]
+    ('caltech101', 'Caltech101', 'caltech-101', '101_ObjectCategories', 'Caltech101', (4128, 1649, 2465), 100,
+     'a photo of a {}.', 'CC BY 4.0', 'https://data.caltech.edu/records/mzrjq-6wc02'),
+    ('oxford_pets', 'OxfordPets', 'oxford_pets', 'images', 'OxfordPets', (2944, 736, 3669), 37,
+     'a photo of a {}, a type of pet.', 'CC BY-SA 4.0', 'https://www.robots.ox.ac.uk/~vgg/data/pets/'),
+    ('stanford_cars', 'StanfordCars', 'stanford_cars', '.', 'StanfordCars', (6509, 1635, 8041), 196,
+     'a photo of a {}.', 'research, non-commercial',
+     'Krause et al., 3dRR 2013; its page is gone, mirrors exist'),
+    ('oxford_flowers', 'Flowers102', 'oxford_flowers', 'jpg', 'OxfordFlowers', (4093, 1633, 2463), 102,
+     'a photo of a {}, a type of flower.', 'none stated; research',
+     'https://www.robots.ox.ac.uk/~vgg/data/flowers/102/'),
+    ('food101', 'Food101', 'food-101', 'images', 'Food101', (50500, 20200, 30300), 101,
+     'a photo of {}, a type of food.', 'images of Foodspotting; research',
+     'https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/'),
+    ('fgvc_aircraft', 'FGVCAircraft', 'fgvc_aircraft', 'images', '', (3334, 3333, 3333), 100,
+     'a photo of a {}, a type of aircraft.', 'research, non-commercial',
+     'https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/'),
+    ('sun397', 'SUN397', 'sun397', 'SUN397', 'SUN397', (15880, 3970, 19850), 397, 'a photo of a {}.',
+     'research', 'https://vision.princeton.edu/projects/2010/SUN/'),
+    ('dtd', 'DTD', 'dtd', 'images', 'DescribableTextures', (2820, 1128, 1692), 47, '{} texture.', 'research',
+     'https://www.robots.ox.ac.uk/~vgg/data/dtd/'),
+    ('eurosat', 'EuroSAT', 'eurosat', '2750', 'EuroSAT', (13500, 5400, 8100), 10,
+     'a centered satellite photo of {}.', 'MIT', 'https://github.com/phelber/EuroSAT'),
+    ('ucf101', 'UCF101', 'ucf101', 'UCF-101-midframes', 'UCF101', (7639, 1898, 3783), 101,
+     'a photo of a person doing {}.', 'research', f'{_coop} (middle frames and split)')]
 _by_class = {'caltech101', 'oxford_pets', 'oxford_flowers', 'fgvc_aircraft'}
 
 # %% ../../nbs/pictures/30_ten.ipynb #ce26aab1
 _vgg = 'https://www.robots.ox.ac.uk/~vgg/data/'
 _files = dict(
-    oxford_pets=(RemoteFile(f'{_vgg}pets/data/images.tar.gz', 'oxford_pets/images.tar.gz', '5c4f3ee8e5d25df40f4fd59a7f44e54c', 'oxford_pets', 'oxford_pets/images'),),
-    oxford_flowers=(RemoteFile(f'{_vgg}flowers/102/102flowers.tgz', 'oxford_flowers/102flowers.tgz', '52808999861908f626f3c1f4e79d11fa', 'oxford_flowers', 'oxford_flowers/jpg'),),
-    food101=(RemoteFile('http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz', 'food-101.tar.gz', '85eeb15f3717b99a5da872d97d918f87', '', 'food-101'),),
-    sun397=(RemoteFile('http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz', 'sun397/SUN397.tar.gz', '8ca2778205c41d23104230ba66911c7a', 'sun397', 'sun397/SUN397'),),
-    dtd=(RemoteFile(f'{_vgg}dtd/download/dtd-r1.0.1.tar.gz', 'dtd-r1.0.1.tar.gz', 'fff73e5086ae6bdbea199a49dfb8a4c1', '', 'dtd'),),
-    eurosat=(RemoteFile('https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip', 'eurosat/EuroSAT.zip', 'c8fa014336c82ac7804f0398fcb19387', 'eurosat', 'eurosat/2750'),))
+    oxford_pets=(
+        RemoteFile(f'{_vgg}pets/data/images.tar.gz', 'oxford_pets/images.tar.gz',
+                   '5c4f3ee8e5d25df40f4fd59a7f44e54c', 'oxford_pets', 'oxford_pets/images'),
+    ),
+    oxford_flowers=(
+        RemoteFile(f'{_vgg}flowers/102/102flowers.tgz', 'oxford_flowers/102flowers.tgz',
+                   '52808999861908f626f3c1f4e79d11fa', 'oxford_flowers', 'oxford_flowers/jpg'),
+    ),
+    food101=(
+        RemoteFile('http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz', 'food-101.tar.gz',
+                   '85eeb15f3717b99a5da872d97d918f87', '', 'food-101'),
+    ),
+    sun397=(
+        RemoteFile('http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz', 'sun397/SUN397.tar.gz',
+                   '8ca2778205c41d23104230ba66911c7a', 'sun397', 'sun397/SUN397'),
+    ),
+    dtd=(
+        RemoteFile(f'{_vgg}dtd/download/dtd-r1.0.1.tar.gz', 'dtd-r1.0.1.tar.gz',
+                   'fff73e5086ae6bdbea199a49dfb8a4c1', '', 'dtd'),
+    ),
+    eurosat=(
+        RemoteFile(
+            'https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip',
+            'eurosat/EuroSAT.zip',
+            'c8fa014336c82ac7804f0398fcb19387',
+            'eurosat',
+            'eurosat/2750',
+        ),
+    ))
 
+# %% ../../nbs/pictures/30_ten.ipynb #dc6e229c
 def _one(name, title, folder, images, split, n, k, template, terms, source)->DataSet:
     "The record of one of the ten."
-    meta = dict(template=template, metric='accuracy') | (dict(clip_metric='mean_per_class') if name in _by_class else {})
+    meta = dict(template=template, metric='accuracy') | (
+        dict(clip_metric='mean_per_class') if name in _by_class else {})
     split = f'split_zhou_{split}.json' if split else ''
-    scan = partial(scan_split, name=name, folder=folder, images=images, split=split, meta=meta) if split else partial(scan_aircraft, name=name, meta=meta)
-    layout = f'{folder}/{images if images!="." else "{cars_train,cars_test}"}, {folder}/{split or "{variants,images_variant_{train,val,test}}.txt"}'
-    return DataSet(name, title, scan, '16shot', '1, 2, 4, 8, 16 shots', {name: dict(zip(('train', 'val', 'test'), n))}, k, layout, source + (f'; split from {_coop}' if split and _coop not in source else ''), terms, _files.get(name, ()))
+    scan = (
+        partial(scan_split, name=name, folder=folder, images=images, split=split, meta=meta)
+        if split
+        else partial(scan_aircraft, name=name, meta=meta))
+    layout = (
+        f'{folder}/{images if images!="." else "{cars_train,cars_test}"},'
+        f' {folder}/{split or "{variants,images_variant_{train,val,test}}.txt"}')
+    return DataSet(name, title, scan, '16shot', '1, 2, 4, 8, 16 shots',
+                   {name: dict(zip(('train', 'val', 'test'), n))}, k, layout,
+                   source + (f'; split from {_coop}' if split and _coop not in source else ''), terms,
+                   _files.get(name, ()))
 
 # %% ../../nbs/pictures/30_ten.ipynb #dcfc6119
 the_ten = {r[0]: _one(*r) for r in _rows}
@@ -135,5 +211,7 @@ def scan_ten(
     entries(Path(root).expanduser(), 'the folders of the ten')
     return [p for d in records for p in d.scan(root, protocol)]
 
-ten = DataSet('ten', 'The ten', partial(scan_ten, records=tuple(the_ten.values())), '16shot', '1, 2, 4, 8, 16 shots', {n: d.counts[n] for n,d in the_ten.items()},
-    {n: d.n_classes for n,d in the_ten.items()}, 'the folders of the ten sets, side by side', _coop, 'see each', tuple(f for d in the_ten.values() for f in d.files))
+ten = DataSet('ten', 'The ten', partial(scan_ten, records=tuple(the_ten.values())), '16shot',
+              '1, 2, 4, 8, 16 shots', {n: d.counts[n] for n, d in the_ten.items()},
+              {n: d.n_classes for n, d in the_ten.items()}, 'the folders of the ten sets, side by side',
+              _coop, 'see each', tuple(f for d in the_ten.values() for f in d.files))

@@ -20,23 +20,35 @@ from torch import Tensor
 # %% ../../nbs/pictures/29_wrapped.ipynb #a15e7b02
 from ..data import BadData, Split
 from .fetch import RemoteFile, file_md5
-from .sources import DataSet, Pool, Protocol, class_words, find_folder, name_key, scan_classes, to_split
+from .sources import (DataSet, Pool, Protocol, class_words, find_folder, name_key,
+                                       scan_classes, to_split)
 
 # %% ../../nbs/pictures/29_wrapped.ipynb #df1854d5
-cifar100_groups = {k: v.split() for k,v in {
-    'aquatic mammals': 'beaver dolphin otter seal whale', 'fish': 'aquarium_fish flatfish ray shark trout',
-    'flowers': 'orchid poppy rose sunflower tulip', 'food containers': 'bottle bowl can cup plate',
-    'fruit and vegetables': 'apple mushroom orange pear sweet_pepper', 'household electrical devices': 'clock keyboard lamp telephone television',
-    'household furniture': 'bed chair couch table wardrobe', 'insects': 'bee beetle butterfly caterpillar cockroach',
-    'large carnivores': 'bear leopard lion tiger wolf', 'large man-made outdoor things': 'bridge castle house road skyscraper',
-    'large natural outdoor scenes': 'cloud forest mountain plain sea', 'large omnivores and herbivores': 'camel cattle chimpanzee elephant kangaroo',
-    'medium-sized mammals': 'fox porcupine possum raccoon skunk', 'non-insect invertebrates': 'crab lobster snail spider worm',
-    'people': 'baby boy girl man woman', 'reptiles': 'crocodile dinosaur lizard snake turtle',
-    'small mammals': 'hamster mouse rabbit shrew squirrel', 'trees': 'maple_tree oak_tree palm_tree pine_tree willow_tree',
-    'vehicles 1': 'bicycle bus motorcycle pickup_truck train', 'vehicles 2': 'lawn_mower rocket streetcar tank tractor'}.items()}
+cifar100_groups = {
+    k: v.split()
+    for k, v in {'aquatic mammals': 'beaver dolphin otter seal whale',
+                 'fish': 'aquarium_fish flatfish ray shark trout',
+                 'flowers': 'orchid poppy rose sunflower tulip',
+                 'food containers': 'bottle bowl can cup plate',
+                 'fruit and vegetables': 'apple mushroom orange pear sweet_pepper',
+                 'household electrical devices': 'clock keyboard lamp telephone television',
+                 'household furniture': 'bed chair couch table wardrobe',
+                 'insects': 'bee beetle butterfly caterpillar cockroach',
+                 'large carnivores': 'bear leopard lion tiger wolf',
+                 'large man-made outdoor things': 'bridge castle house road skyscraper',
+                 'large natural outdoor scenes': 'cloud forest mountain plain sea',
+                 'large omnivores and herbivores': 'camel cattle chimpanzee elephant kangaroo',
+                 'medium-sized mammals': 'fox porcupine possum raccoon skunk',
+                 'non-insect invertebrates': 'crab lobster snail spider worm',
+                 'people': 'baby boy girl man woman', 'reptiles': 'crocodile dinosaur lizard snake turtle',
+                 'small mammals': 'hamster mouse rabbit shrew squirrel',
+                 'trees': 'maple_tree oak_tree palm_tree pine_tree willow_tree',
+                 'vehicles 1': 'bicycle bus motorcycle pickup_truck train',
+                 'vehicles 2': 'lawn_mower rocket streetcar tank tractor'}.items()}
 
 # %% ../../nbs/pictures/29_wrapped.ipynb #918e488a
-_cifar_md5 = dict(train='16019d7e3df5f24257cddd939b257f8d', test='f0ef6b0ae62326f3e7ffdfab6717acfc', meta='7973b15100ade9c7d40fb424638fde48')
+_cifar_md5 = dict(train='16019d7e3df5f24257cddd939b257f8d', test='f0ef6b0ae62326f3e7ffdfab6717acfc',
+                  meta='7973b15100ade9c7d40fb424638fde48')
 _toronto = 'https://www.cs.toronto.edu/~kriz/cifar.html'
 
 def _cifar_files(root:Path, md5:Mapping)->dict:
@@ -44,17 +56,29 @@ def _cifar_files(root:Path, md5:Mapping)->dict:
     from torchvision.datasets import CIFAR100
     folder = root if root.name=='cifar-100-python' else root/'cifar-100-python'
     for name,sum_ in md5.items():
-        if not (folder/name).is_file(): raise BadData(f'no file {name} in {folder}; obtain CIFAR-100 (python version) from {_toronto}')
-        if (got:=file_md5(folder/name))!=sum_: raise BadData(f'{folder/name} has MD5 {got}, expected {sum_}: damaged, or not the published file')
-    kind = type('CIFAR100', (CIFAR100,), dict(train_list=[['train', md5['train']]], test_list=[['test', md5['test']]], meta=CIFAR100.meta|dict(md5=md5['meta'])))
-    return {k: (s.data, np.array(s.targets), s.classes) for k in ('train', 'test') for s in [kind(folder.parent, train=k=='train')]}
+        if not (folder / name).is_file():
+            raise BadData(f'no file {name} in {folder}; obtain CIFAR-100 (python version) from {_toronto}')
+        if (got := file_md5(folder / name)) != sum_:
+            raise BadData(f'{folder/name} has MD5 {got}, expected {sum_}: damaged, or not the published file')
+    kind = type(
+        'CIFAR100',
+        (CIFAR100,),
+        dict(train_list=[['train', md5['train']]], test_list=[['test', md5['test']]],
+             meta=CIFAR100.meta | dict(md5=md5['meta'])))
+    return {
+        k: (s.data, np.array(s.targets), s.classes)
+        for k in ('train', 'test')
+        for s in [kind(folder.parent, train=k == 'train')]}
 
 def _cifar_folders(root:Path, groups:Mapping)->list:
     "Pools from `{train,test}/<class>/*`."
-    folder, found = find_folder(root, ['train', 'test'], ['cifar100', 'cifar-100', 'CIFAR100'], 'ROOT/cifar-100-python, or ROOT/{train,test}/<class>/*')
+    folder, found = find_folder(root, ['train', 'test'], ['cifar100', 'cifar-100', 'CIFAR100'],
+                                'ROOT/cifar-100-python, or ROOT/{train,test}/<class>/*')
     fine = [c for g in groups.values() for c in g]
     parts = {k: scan_classes(found[k], f'CIFAR-100, {k}', fine) for k in ('train', 'test')}
-    return [Pool(g, cs, {k: to_split({c: p[c] for c in cs}) for k,p in parts.items()}) for g,cs in groups.items()]
+    return [
+        Pool(g, cs, {k: to_split({c: p[c] for c in cs}) for k, p in parts.items()})
+        for g, cs in groups.items()]
 
 # %% ../../nbs/pictures/29_wrapped.ipynb #54efd2ac
 def scan_cifar100(
@@ -64,7 +88,8 @@ def scan_cifar100(
 )->list: # 20 `Pool`s
     "CIFAR-100 as tasks of 5 classes, from torchvision's files or from class folders."
     root = Path(root).expanduser()
-    if root.name!='cifar-100-python' and not (root/'cifar-100-python').is_dir(): return _cifar_folders(root, cifar100_groups)
+    if root.name != 'cifar-100-python' and not (root / 'cifar-100-python').is_dir():
+        return _cifar_folders(root, cifar100_groups)
     sets = _cifar_files(root, md5)
     def _split(k, classes):
         x, y, names = sets[k]
@@ -73,9 +98,21 @@ def scan_cifar100(
         return Split(x[at], np.array([own.tolist().index(o) for o in y[at].tolist()], dtype=np.int64))
     return [Pool(g, cs, {k: _split(k, cs) for k in sets}) for g,cs in cifar100_groups.items()]
 
-cifar100 = DataSet('cifar100', 'CIFAR-100', scan_cifar100, protocol='4%', protocols='4%, 8%, k-shot', counts={g: dict(train=2500, test=500) for g in cifar100_groups}, n_classes=5,
-    layout='cifar-100-python/{train,test,meta}, or {train,test}/<class>/*', source=_toronto, terms='none stated by its authors; research',
-    files=(RemoteFile('https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz', 'cifar-100-python.tar.gz', 'eb9058c3a382ffc7106e4002c42a8d85', unpack='', gives='cifar-100-python'),))
+cifar100 = DataSet(
+    'cifar100',
+    'CIFAR-100',
+    scan_cifar100,
+    protocol='4%',
+    protocols='4%, 8%, k-shot',
+    counts={g: dict(train=2500, test=500) for g in cifar100_groups},
+    n_classes=5,
+    layout='cifar-100-python/{train,test,meta}, or {train,test}/<class>/*',
+    source=_toronto,
+    terms='none stated by its authors; research',
+    files=(
+        RemoteFile('https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz', 'cifar-100-python.tar.gz',
+                   'eb9058c3a382ffc7106e4002c42a8d85', unpack='', gives='cifar-100-python'),
+    ))
 
 # %% ../../nbs/pictures/29_wrapped.ipynb #ada8f84d
 def _pixels(x)->np.ndarray:
@@ -87,17 +124,23 @@ def _pixels(x)->np.ndarray:
 def _listed(ds)->tuple|None:
     "Files and labels, where the set has a list of files."
     for k in ('samples', '_samples'):
-        if hasattr(ds, k) and all(isinstance(p, (str, Path)) for p,_ in getattr(ds, k)[:1]): return [Path(p) for p,_ in getattr(ds, k)], [int(y) for _,y in getattr(ds, k)]
+        if hasattr(ds, k) and all(isinstance(p, (str, Path)) for p, _ in getattr(ds, k)[:1]):
+            return [Path(p) for p, _ in getattr(ds, k)], [int(y) for _, y in getattr(ds, k)]
     for k in ('_image_files', '_images'):
-        if hasattr(ds, k) and hasattr(ds, '_labels'): return [Path(p) for p in getattr(ds, k)], [int(y) for y in ds._labels]
+        if hasattr(ds, k) and hasattr(ds, '_labels'):
+            return [Path(p) for p in getattr(ds, k)], [int(y) for y in ds._labels]
 
 def _items(ds)->Split:
     "The images and labels of a torchvision data set."
     if found:=_listed(ds): return Split(*found)
     y = getattr(ds, 'targets', getattr(ds, 'labels', None))
-    if isinstance(getattr(ds, 'data', None), (np.ndarray, Tensor)) and y is not None: return Split(_pixels(ds.data), np.asarray(y, dtype=np.int64))
+    if isinstance(getattr(ds, 'data', None), (np.ndarray, Tensor)) and y is not None:
+        return Split(_pixels(ds.data), np.asarray(y, dtype=np.int64))
     pairs = [ds[i] for i in range(len(ds))]
-    if pairs and not isinstance(pairs[0][0], Image.Image): raise BadData(f'{type(ds).__name__} gives {type(pairs[0][0]).__name__}s: expected pictures; make it without a transform')
+    if pairs and not isinstance(pairs[0][0], Image.Image):
+        raise BadData(
+            f'{type(ds).__name__} gives {type(pairs[0][0]).__name__}s: expected pictures; make it without a'
+            ' transform')
     return Split([x.convert('RGB') for x,_ in pairs], [int(y) for _,y in pairs])
 
 # %% ../../nbs/pictures/29_wrapped.ipynb #5d3d314c
@@ -122,19 +165,33 @@ def scan_torchvision(
     "A data set of torchvision's by the name of its class."
     import torchvision.datasets as tvd
     kind = getattr(tvd, which, None)
-    if not inspect.isclass(kind): raise BadData(f'torchvision has no data set {which!r}: expected a class of torchvision.datasets, as DTD')
+    if not inspect.isclass(kind):
+        raise BadData(
+            f'torchvision has no data set {which!r}: expected a class of torchvision.datasets, as DTD')
     has = inspect.signature(kind.__init__).parameters
-    if not {'split', 'train'} & set(has): raise BadData(f'torchvision.datasets.{which} has no split into training and test images; expected a set that has, or from_torchvision')
+    if not {'split', 'train'} & set(has):
+        raise BadData(
+            f'torchvision.datasets.{which} has no split into training and test images; expected a set that'
+            ' has, or from_torchvision')
     more = dict(download=download) if 'download' in has else {}
     def _part(k):
-        try: return kind(root, **(dict(train=k=='train') if 'train' in has else dict(split=k)), **more)
+        try: return kind(root, **(dict(train=k == 'train') if 'train' in has else dict(split=k)), **more)
         except ValueError: return None
-        except TypeError as e: raise BadData(f'torchvision.datasets.{which} cannot be made from a root and a split alone ({e}); expected from_torchvision, with the set made by hand') from e
-        except (RuntimeError, OSError) as e: raise BadData(f'torchvision.datasets.{which} in {root}: {e}') from e
-    sets = {k: s for k in (('train', 'test') if 'train' in has else ('train', 'val', 'test')) if (s:=_part(k)) is not None}
-    if 'split' in has and 'train' not in sets and (s:=_part('trainval')) is not None: sets = dict(train=s) | sets
+        except TypeError as e:
+            raise BadData(
+                f'torchvision.datasets.{which} cannot be made from a root and a split alone ({e}); expected'
+                ' from_torchvision, with the set made by hand') from e
+        except (RuntimeError, OSError) as e:
+            raise BadData(f'torchvision.datasets.{which} in {root}: {e}') from e
+    sets = {
+        k: s
+        for k in (('train', 'test') if 'train' in has else ('train', 'val', 'test'))
+        if (s := _part(k)) is not None}
+    if 'split' in has and 'train' not in sets and (s := _part('trainval')) is not None:
+        sets = dict(train=s) | sets
     if 'test' not in sets and 'val' in sets: sets['test'] = sets.pop('val')
-    if lost:={'train', 'test'}-sets.keys(): raise BadData(f'torchvision.datasets.{which} has no part {min(lost)!r}: expected train and test')
+    if lost := {'train', 'test'} - sets.keys():
+        raise BadData(f'torchvision.datasets.{which} has no part {min(lost)!r}: expected train and test')
     return [from_torchvision(which.lower(), **sets)]
 
 # %% ../../nbs/pictures/29_wrapped.ipynb #61265f3f
@@ -147,11 +204,13 @@ def _column(d, asked:str|None, kind:str, who:str)->str:
     raise BadData(f'{who}: {why}; expected one of {", ".join(d.features)}')
 
 def _pictures(d, column:str)->list:
-    "What `Split` takes, from a column of pictures: bytes or a path where the column can be told not to decode."
+    """What `Split` takes, from a column of pictures: bytes or a path where the column can be told not to
+    decode."""
     kind = d.features[column]
     if getattr(kind, 'decode', False): d = d.cast_column(column, type(kind)(decode=False))
-    return [o if not isinstance(o, Mapping) else BytesIO(o['bytes']) if o.get('bytes') else Path(o['path']) for o in d[column]]
-
+    return [
+        o if not isinstance(o, Mapping) else BytesIO(o['bytes']) if o.get('bytes') else Path(o['path'])
+        for o in d[column]]
 
 # %% ../../nbs/pictures/29_wrapped.ipynb #87b9c1c1
 def from_hugging_face(
@@ -168,13 +227,16 @@ def from_hugging_face(
         pictures, labels = _column(d, image, 'Image', who), _column(d, label, 'ClassLabel', who)
         names = classnames or getattr(d.features[labels], 'names', None)
         if not names: raise BadData(f'{who}: column {labels!r} has no class names; expected a ClassLabel')
-        out[dict(validation='val', valid='val').get(k, k)] = Split(_pictures(d, pictures), [int(y) for y in d[labels]])
+        out[dict(validation='val', valid='val').get(k, k)] = Split(
+            _pictures(d, pictures), [int(y) for y in d[labels]])
     out = {k: out[k] for k in ('train', 'val', 'test') if k in out}
-    if 'train' not in out: raise BadData(f'data set {name!r} has the parts {", ".join(parts)}: expected train, and perhaps validation and test')
+    if 'train' not in out:
+        raise BadData(
+            f'data set {name!r} has the parts {", ".join(parts)}: expected train, and perhaps validation and'
+            ' test')
     if 'test' not in out and 'val' in out: out['test'] = out.pop('val')
     if 'test' not in out: out = dict(all=out.pop('train'))
     return Pool(name, [class_words(n) for n in names], out)
-
 
 # %% ../../nbs/pictures/29_wrapped.ipynb #943e9d6c
 def scan_hugging_face(
@@ -186,9 +248,19 @@ def scan_hugging_face(
     "A data set of the `datasets` library, which has to be installed."
     root = Path(root).expanduser()
     try: from datasets import load_dataset, load_from_disk
-    except ImportError as e: raise BadData("Hugging Face data sets need a library that is not installed: pip install datasets, or the extra of this package, pip install '.[hf]'") from e
-    if which and not download: raise BadData(f'data set {which!r} is on the hub: expected --download (download=True in Python), or a folder written by save_to_disk')
+    except ImportError as e:
+        raise BadData(
+            "Hugging Face data sets need a library that is not installed: pip install datasets, or the extra"
+            " of this package, pip install '.[hf]'") from e
+    if which and not download:
+        raise BadData(
+            f'data set {which!r} is on the hub: expected --download (download=True in Python), or a folder'
+            ' written by save_to_disk')
     try: parts = load_dataset(which, cache_dir=str(root)) if which else load_from_disk(str(root))
-    except (OSError, ValueError) as e: raise BadData(f'Hugging Face data set {which or root}: {" ".join(str(e).split())[:300]}; expected ' + ('a name on the hub' if which else 'a folder written by save_to_disk')) from e
-    return [from_hugging_face(which.rpartition('/')[2] or root.resolve().name, parts if isinstance(parts, Mapping) else dict(train=parts))]
-
+    except (OSError, ValueError) as e:
+        raise BadData(
+            f'Hugging Face data set {which or root}: {" ".join(str(e).split())[:300]}; expected '
+            + ('a name on the hub' if which else 'a folder written by save_to_disk')) from e
+    return [
+        from_hugging_face(which.rpartition('/')[2] or root.resolve().name,
+                          parts if isinstance(parts, Mapping) else dict(train=parts))]

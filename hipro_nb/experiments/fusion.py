@@ -28,10 +28,14 @@ def fit_fusion(
     steps:int=100, # Most iterations of L-BFGS
 )->Float[Tensor,'m']: # Weight of each level, α; they add up to 1
     "One weight per level for all given tasks, by validation loss; `BadData` if their paths differ in length"
-    if len({len(w) for w in nodes}) > 1: raise BadData(f'paths of {sorted({len(w) for w in nodes})} nodes: expected the same number of nodes over every task')
+    if len({len(w) for w in nodes}) > 1:
+        raise BadData(
+            f'paths of {sorted({len(w) for w in nodes})} nodes: expected the same number of nodes over every'
+            ' task')
     logits = [scale*torch.einsum('nd,mkd->mnk', v.double(), w.double()) for v,w in zip(x, nodes)]
     a = torch.zeros(len(nodes[0]), dtype=torch.float64, requires_grad=True)
-    loss = lambda: sum(F.cross_entropy(torch.einsum('m,mnk->nk', a.softmax(0), z), c) for z,c in zip(logits, y))
+    loss = lambda: sum(
+        F.cross_entropy(torch.einsum('m,mnk->nk', a.softmax(0), z), c) for z, c in zip(logits, y))
     optimizer = torch.optim.LBFGS([a], max_iter=steps, line_search_fn='strong_wolfe')
     def closure():
         "Loss and gradient"
@@ -53,15 +57,17 @@ def fusions(
     "The plain mean, renormalised rows, and weights learned on validation images"
     n = range(len(tasks))
     nodes = [torch.stack([w for w in method.node_weights(i) if w is not None]) for i in n]
-    found = {'mean': [fuse_weights(method.node_weights(i), method.groups, i) for i in n],
-             'renormalised': [fuse_weights(method.node_weights(i), method.groups, i, renormalize=True) for i in n]}
+    found = {
+        'mean': [fuse_weights(method.node_weights(i), method.groups, i) for i in n],
+        'renormalised': [fuse_weights(method.node_weights(i), method.groups, i, renormalize=True) for i in n]}
     for k in n_val if all(t.val is not None for t in tasks) else ():
         parts = [first_of_each(t.val.y, k) for t in tasks]
         x, y = [t.val.x[p] for t,p in zip(tasks, parts)], [t.val.y[p] for t,p in zip(tasks, parts)]
         fused = lambda alpha, w: torch.einsum('m,mkd->kd', alpha.to(w), w)
         common = fit_fusion(nodes, x, y, method.clip.logit_scale)
         found[f'per level, {k}'] = [fused(common, w) for w in nodes]
-        found[f'per task, {k}'] = [fused(fit_fusion([nodes[i]], [x[i]], [y[i]], method.clip.logit_scale), nodes[i]) for i in n]
+        found[f'per task, {k}'] = [
+            fused(fit_fusion([nodes[i]], [x[i]], [y[i]], method.clip.logit_scale), nodes[i]) for i in n]
     return found
 
 def first_of_each(
@@ -70,14 +76,16 @@ def first_of_each(
 )->Int[Tensor,'m']: # Their positions, ascending; `BadData` if a class has fewer
     "The first `k` images of every class"
     at = [(y == c).nonzero()[:,0] for c in y.unique()]
-    if short := [len(a) for a in at if len(a) < k]: raise BadData(f'a class has {short[0]} validation images; expected {k} or more')
+    if short := [len(a) for a in at if len(a) < k]:
+        raise BadData(f'a class has {short[0]} validation images; expected {k} or more')
     return torch.cat([a[:k] for a in at]).sort().values
 
 # %% ../../nbs/studies/89_fusion.ipynb #19bf1ed5
 def fusion_seed(
     source:Source, # Tasks and model
     seed:int, # Of training images, prompts and batches
-    models:str|Path|None=None, # Folder with a trained HiPro in `seedS/model.safetensors`; it is trained here if None
+    # Folder with a trained HiPro in `seedS/model.safetensors`; it is trained here if None
+    models:str|Path|None=None,
     shots:int=4, # Training images of a class
     n_test:int|None=None, # Test pictures of a class, embedded benchmark only
     n_val:Sequence=N_VAL, # Validation pictures of a class, embedded benchmark only
@@ -85,12 +93,15 @@ def fusion_seed(
     "One trained HiPro, all fusions"
     clip = source.open()
     tasks = source.tasks(clip, seed, shots, n_test, max(n_val) if source.model is None else 0)
-    if models is None: method = HiPro(clip, config=source.config(seed)).fit(tasks, progress=False)
+    if models is None:method = HiPro(clip, config=source.config(seed)).fit(tasks, progress=False)
     else: method = HiPro.load(Path(models)/f'seed{seed}'/'model.safetensors', clip, tasks)
-    named = {n: [(t.test.x @ w.to(t.test.x).T).argmax(1) for t,w in zip(tasks, ws)] for n,ws in fusions(method, tasks, n_val).items()}
+    named = {
+        n: [(t.test.x @ w.to(t.test.x).T).argmax(1) for t, w in zip(tasks, ws)]
+        for n, ws in fusions(method, tasks, n_val).items()}
     share = lambda right: 100*float(right.double().mean())
     accuracy = {n: [share(p == t.test.y) for p,t in zip(ps, tasks)] for n,ps in named.items()}
-    return dict(tasks=[t.name for t in tasks], accuracy=accuracy, changed=[share(a != b) for a,b in zip(named['mean'], named['renormalised'])])
+    return dict(tasks=[t.name for t in tasks], accuracy=accuracy,
+                changed=[share(a != b) for a, b in zip(named['mean'], named['renormalised'])])
 
 # %% ../../nbs/studies/89_fusion.ipynb #7227e339
 def run_fusion(
@@ -101,7 +112,8 @@ def run_fusion(
 )->dict: # What was written
     "All seeds; the file is written anew after each"
     shown = dict(source=source.shown(), **{k: v for k,v in settings.items() if k != 'models'})
-    return run_missing(path, shown, {f'seed {s}': lambda s=s: fusion_seed(source, s, **settings) for s in seeds})
+    return run_missing(
+        path, shown, {f'seed {s}': lambda s=s: fusion_seed(source, s, **settings) for s in seeds})
 
 # %% ../../nbs/studies/89_fusion.ipynb #7ec9526c
 def fusion_results(
@@ -110,4 +122,6 @@ def fusion_results(
     "The runs by fusion, over all seeds"
     runs = seeds_of(found)
     first = next(iter(runs.values()))
-    return {k: Result(k, first['tasks'], list(runs), [r['accuracy'][k] for r in runs.values()]) for k in first['accuracy']}
+    return {
+        k: Result(k, first['tasks'], list(runs), [r['accuracy'][k] for r in runs.values()])
+        for k in first['accuracy']}

@@ -12,13 +12,19 @@ from pathlib import Path
 from .jscpt_shots import FAMILIES, run_families
 
 # %% ../../nbs/studies/93_jscpt_ablations.ipynb #fd224fb8
-_changes = {'JSCPT': {}, 'no mask': dict(mask=False), 'no affinity': dict(affinity=False), 'no effect': dict(effect=False), 'complement': dict(contrast='complement'),
-    'equal weights': dict(weighting='equal'), 'random weights': dict(weighting='random'), 'frozen Ω': dict(weighting='frozen'), 'as released': dict(weighting='frozen', effect=False),
-    'uncertainty': dict(weighting='uncertainty'), 'equal, all images': dict(weighting='equal', holdout=0),
-    'M = 1': dict(upper_every=1), 'M = 16': dict(upper_every=16), 'H = 0': dict(depth=0), 'H = 10': dict(depth=10)}
+_changes = {'JSCPT': {}, 'no mask': dict(mask=False), 'no affinity': dict(affinity=False),
+            'no effect': dict(effect=False), 'complement': dict(contrast='complement'),
+            'equal weights': dict(weighting='equal'), 'random weights': dict(weighting='random'),
+            'frozen Ω': dict(weighting='frozen'), 'as released': dict(weighting='frozen', effect=False),
+            'uncertainty': dict(weighting='uncertainty'),
+            'equal, all images': dict(weighting='equal', holdout=0), 'M = 1': dict(upper_every=1),
+            'M = 16': dict(upper_every=16), 'H = 0': dict(depth=0), 'H = 10': dict(depth=10)}
 _text = FAMILIES['JSCPT'] | dict(n_visual=0, first=0, lr=.01, epochs=25)
 ABLATIONS = {name: _text | c for name, c in _changes.items()}
-VISUAL_ABLATIONS = {name: FAMILIES['JSCPT'] | dict(epochs=25) | _changes[name] for name in ('JSCPT', 'no mask', 'no affinity', 'no effect', 'equal weights', 'random weights', 'uncertainty')}
+VISUAL_ABLATIONS = {
+    name: FAMILIES['JSCPT'] | dict(epochs=25) | _changes[name]
+    for name in ('JSCPT', 'no mask', 'no affinity', 'no effect', 'equal weights', 'random weights',
+                 'uncertainty')}
 
 def run_ablations(
     path:str|Path, # JSON to write, or to go on with
@@ -27,5 +33,6 @@ def run_ablations(
     lines:dict=ABLATIONS, # Name -> line of the table
     n:int=60, # Test pictures of a class
 )->dict: # The JSON's content, with the paths of weights, affinities and effects
-    "JSCPT without one of its parts, and with other weights, on the embedded benchmark; text side alone, or with visual prompts as `lines` has them"
+    """JSCPT without one of its parts, and with other weights, on the embedded benchmark; text side alone, or
+    with visual prompts as `lines` has them"""
     return run_families(path, (shots,), seeds, lines, n=n, paths=True)

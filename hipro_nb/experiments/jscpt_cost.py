@@ -32,9 +32,12 @@ def cost_trainer(
     "A trainer on `n_tasks` tasks of noise, four classes each"
     rng, y = np.random.default_rng(seed), torch.arange(16) % 4
     seen = lambda: Split(rng.integers(0, 256, (16, 32, 32, 3), dtype=np.uint8), y.numpy())
-    encoded = lambda: Features(F.normalize(torch.from_numpy(rng.normal(size=(16, clip.embed_dim))).float(), dim=-1), y)
+    encoded = lambda: Features(
+        F.normalize(torch.from_numpy(rng.normal(size=(16, clip.embed_dim))).float(), dim=-1), y)
     model = MTVLP(clip, [OBJECTS[:4]]*n_tasks, n_ctx=4, n_visual=4 if pictures else 0, position='end')
-    banks = [ImageBank([seen() if pictures else encoded() for _ in range(n_tasks)], model.vision) for _ in range(2)]
+    banks = [
+        ImageBank([seen() if pictures else encoded() for _ in range(n_tasks)], model.vision) for _ in range(2)
+    ]
     config = TrainConfig(lr=.01, epochs=1000, batch_size=4, per_task_batch=True, seed=seed)
     return BilevelTrainer(model, *banks, config, weighting=weighting)
 
@@ -55,9 +58,11 @@ def time_parts(
     seconds = {k: [] for k in parts}
     for r in range(rounds + 1):
         for k, f in parts.items():
-            t.uppers, t.alpha = 1, None if k == 'fresh' else t.alpha # from the second upper step on, a new α is estimated only without an old one
+            # from the second upper step on, a new α is estimated only without an old one
+            t.uppers, t.alpha = 1, None if k == 'fresh' else t.alpha
             seconds[k].append(_seconds(f))
-    return {k: sorted(v[1:])[rounds//2] for k, v in seconds.items()} | dict(tasks=t.model.n_tasks, depth=t.depth, skipped=t.skipped, rounds=rounds, counts=dict(t.counts))
+    return {k: sorted(v[1:])[rounds // 2] for k, v in seconds.items()} | dict(
+        tasks=t.model.n_tasks, depth=t.depth, skipped=t.skipped, rounds=rounds, counts=dict(t.counts))
 
 # %% ../../nbs/studies/90_jscpt_cost.ipynb #dc0b58cd
 def run_jscpt_cost(
@@ -69,9 +74,13 @@ def run_jscpt_cost(
 )->dict: # What was written: `settings`, `facts` and `runs`
     "Time scheduled and plain training on the embedded model, with text prompts alone and with both kinds"
     threads, clip = torch.get_num_threads(), mini_clip()
-    def part(n, pictures, seed): return lambda: time_parts(lambda k: cost_trainer(clip, n, k, pictures, seed), max(3, rounds//n)) | dict(pictures=pictures, seed=seed)
+    def part(n, pictures, seed):
+        return lambda: time_parts(
+            lambda k: cost_trainer(clip, n, k, pictures, seed), max(3, rounds // n)
+        ) | dict(pictures=pictures, seed=seed)
+
     name = lambda n, pictures, seed: f"{n} tasks, {'text and image' if pictures else 'text'}, seed {seed}"
     jobs = [(n, pictures, s) for s in seeds for pictures, ns in ((False, text), (True, both)) for n in ns]
     torch.set_num_threads(1)
-    try: return run_missing(path, dict(rounds=rounds), {name(*j): part(*j) for j in jobs})
+    try:return run_missing(path, dict(rounds=rounds), {name(*j): part(*j) for j in jobs})
     finally: torch.set_num_threads(threads)

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from ..baselines import METHODS
 from ..clip import load_clip
-from ..data import BadData, FeatureStore, Features, Task, encode_tasks, few_shot, fraction, load_image_folder, write_atomic
+from ..data import (BadData, FeatureStore, Features, Task, encode_tasks, few_shot, fraction,
+                           load_image_folder, write_atomic)
 from ..hipro import Result, run_facts
 from ..mini import mini_clip, mini_tasks
 from ..schedule import JSCPT, JSCPT_MINI
@@ -31,13 +32,20 @@ def run_grid(
     clip, # The frozen model; None if the tasks hold features
     shots:Sequence=(1, 2, 4, 8, 16), # Training images of a class
     seeds:Sequence=(0, 1, 2, 3, 4), # One run each
-    about:dict|None=None, # What a reader must know besides; must not change between calls, but `lines` may grow
+    # What a reader must know besides; must not change between calls, but `lines` may grow
+    about:dict|None=None,
 )->dict: # The JSON's content: `about`, `facts`, `settings` of each method, `tasks`, `rows`
-    "Fit every method on every draw, the seeds one after the other; `BadData` if the file is of another experiment"
+    """Fit every method on every draw, the seeds one after the other; `BadData` if the file is of another
+    experiment"""
     path, about, store = Path(path), json.loads(json.dumps(about or {})), FeatureStore()
-    grid = json.loads(path.read_text(encoding='utf8')) if path.exists() else dict(about=about, facts=[], settings={}, tasks=[], rows=[])
+    grid = (
+        json.loads(path.read_text(encoding='utf8'))
+        if path.exists()
+        else dict(about=about, facts=[], settings={}, tasks=[], rows=[]))
     lines = grid['about'].get('lines', {})
-    if diff := first_difference(grid['about'], about | ({'lines': {n: about['lines'].get(n, l) for n, l in lines.items()}} if lines else {})):
+    if diff := first_difference(
+        grid['about'],
+        about | ({'lines': {n: about['lines'].get(n, l) for n, l in lines.items()}} if lines else {})):
         raise BadData(f'{path} holds another experiment: {diff}. Expected another file')
     if lines: grid['about']['lines'] = lines | about['lines'] # a table may grow
     done, began = {(r['name'], r['shots'], r['seed']) for r in grid['rows']}, False
@@ -59,10 +67,15 @@ def _add_row(grid:dict, name:str, method, tasks:Sequence, features:Sequence, sho
     "Fit and test one method; of JSCPT also what became of weights, affinities, effects and Ω"
     given, began = (tasks if method.needs_images else features), time.process_time()
     result = method.fit(given, progress=False).evaluate(given)
-    row = dict(name=name, shots=shots, seed=seed, cpu_s=round(time.process_time() - began, 1), accuracy=[round(a, 3) for a in result.accuracy[0]])
+    row = dict(name=name, shots=shots, seed=seed, cpu_s=round(time.process_time() - began, 1),
+               accuracy=[round(a, 3) for a in result.accuracy[0]])
     if isinstance(method, JSCPT):
         row |= dict(skipped=method.notes['skipped_upper_steps'], upper_steps=method.notes['upper_steps'])
-        row |= dict(omega=_rounded(method.omega), **{k: _rounded(method.history[:, i]) for i, k in enumerate('wAe', 2)}) if grid['about'].get('paths') else {}
+        row |= (
+            dict(omega=_rounded(method.omega),
+                 **{k: _rounded(method.history[:, i]) for i, k in enumerate('wAe', 2)})
+            if grid['about'].get('paths')
+            else {})
     grid['tasks'] = list(result.tasks)
     grid['settings'].setdefault(name, method.settings())
     grid['rows'].append(row)
@@ -73,7 +86,8 @@ def write_grid(
 ):
     "As JSON with a line for every row, so that two versions can be compared"
     head = json.dumps({k: v for k, v in grid.items() if k != 'rows'}, ensure_ascii=False)
-    write_atomic(Path(path), head[:-1] + ',\n"rows": [\n' + ',\n'.join(json.dumps(r) for r in grid['rows']) + '\n]}\n')
+    write_atomic(
+        Path(path), head[:-1] + ',\n"rows": [\n' + ',\n'.join(json.dumps(r) for r in grid['rows']) + '\n]}\n')
 
 # %% ../../nbs/studies/91_jscpt_shots.ipynb #d6994991
 def grid_results(
@@ -85,7 +99,11 @@ def grid_results(
     out = {n: [] for n in names or dict.fromkeys(r['name'] for r in grid['rows'])}
     for r in grid['rows']:
         if r['shots'] == shots and r['name'] in out: out[r['name']].append(r)
-    return [Result(n, grid['tasks'], [r['seed'] for r in rows], [r['accuracy'] for r in rows], grid['settings'][n], dict(runs=grid['facts'])) for n, rows in out.items() if rows]
+    return [
+        Result(n, grid['tasks'], [r['seed'] for r in rows], [r['accuracy'] for r in rows],
+               grid['settings'][n], dict(runs=grid['facts']))
+        for n, rows in out.items()
+        if rows]
 
 # %% ../../nbs/studies/91_jscpt_shots.ipynb #607d889b
 @lru_cache(maxsize=2)
@@ -102,7 +120,9 @@ def embedded_tasks(
     part:str='test', # Which: 'test' or 'val'
 )->list: # Tasks without a validation split
     "The embedded benchmark, measured on its test or on its validation pictures"
-    return [Task(t.name, t.classnames, t.train, held) for t, held in zip(mini_tasks(setting, shots, seed, n_test=1), _held(setting, part, n))]
+    return [
+        Task(t.name, t.classnames, t.train, held)
+        for t, held in zip(mini_tasks(setting, shots, seed, n_test=1), _held(setting, part, n))]
 
 # %% ../../nbs/studies/91_jscpt_shots.ipynb #b0755a6c
 def photo_tasks(
@@ -125,15 +145,22 @@ def photo_tasks(
 
 # %% ../../nbs/studies/91_jscpt_shots.ipynb #72b371ba
 _own = {k: v for k, v in JSCPT_MINI.items() if k != 'config'}
-FAMILIES = {
-    'zero-shot': dict(method='zero_shot'), 'CoOp': dict(method='coop', n_ctx=4, lr=.03), 'CoOp-MTL': dict(method='coop_mtl', n_ctx=4, lr=.003),
-    'VPT-MTL': dict(method='vpt', shared=True, lr=.01), 'MaPLe-MTL': dict(method='maple', shared=True, lr=.003),
-    'CLIP-Adapter': dict(method='clip_adapter', lr=.1), 'CLIP-Adapter-MTL': dict(method='clip_adapter', shared=True, lr=.1),
-    'MVLPT': dict(method='mvlpt', n_ctx=4, lr=.001), 'MmAP': dict(method='mmap', lr=.01), 'JSCPT': dict(method='jscpt', lr=.003, epochs={1: 50, 2: 50, 4: 25, 8: 16, 16: 9}, **_own)}
+FAMILIES = {'zero-shot': dict(method='zero_shot'), 'CoOp': dict(method='coop', n_ctx=4, lr=0.03),
+            'CoOp-MTL': dict(method='coop_mtl', n_ctx=4, lr=0.003),
+            'VPT-MTL': dict(method='vpt', shared=True, lr=0.01),
+            'MaPLe-MTL': dict(method='maple', shared=True, lr=0.003),
+            'CLIP-Adapter': dict(method='clip_adapter', lr=0.1),
+            'CLIP-Adapter-MTL': dict(method='clip_adapter', shared=True, lr=0.1),
+            'MVLPT': dict(method='mvlpt', n_ctx=4, lr=0.001), 'MmAP': dict(method='mmap', lr=0.01),
+            'JSCPT': dict(method='jscpt', lr=0.003, epochs={1: 50, 2: 50, 4: 25, 8: 16, 16: 9}, **_own)}
 PHOTOGRAPHS = {
-    'zero-shot': dict(method='zero_shot'), 'CoOp': dict(method='coop', lr=.01), 'CoOp-MTL': dict(method='coop_mtl', lr=.005),
-    'CLIP-Adapter': dict(method='clip_adapter', lr=.3), 'CLIP-Adapter-MTL': dict(method='clip_adapter', shared=True, lr=.3),
-    'JSCPT': dict(method='jscpt', n_visual=0, position='end', upper_lr=.04, lr=.02, epochs={1: 100, 2: 100, 4: 33, 8: 17, 16: 9})}
+    'zero-shot': dict(method='zero_shot'),
+    'CoOp': dict(method='coop', lr=0.01),
+    'CoOp-MTL': dict(method='coop_mtl', lr=0.005),
+    'CLIP-Adapter': dict(method='clip_adapter', lr=0.3),
+    'CLIP-Adapter-MTL': dict(method='clip_adapter', shared=True, lr=0.3),
+    'JSCPT': dict(method='jscpt', n_visual=0, position='end', upper_lr=0.04, lr=0.02,
+                  epochs={1: 100, 2: 100, 4: 33, 8: 17, 16: 9})}
 EPOCHS = dict(families={1: 50, 2: 50, 4: 25, 8: 12, 16: 8}, photographs={1: 100, 2: 50, 4: 25, 8: 13, 16: 8})
 BATCH = dict(families=96, photographs=40)
 
@@ -149,7 +176,8 @@ def method_maker(
         "The method of this line, not fitted"
         if line['method'] == 'zero_shot': return METHODS['zero_shot'](clip, seed=seed)
         its = line.get('epochs', epochs)
-        config = TrainConfig(lr=line['lr'], epochs=its[shots] if isinstance(its, dict) else its, batch_size=line.get('batch_size', batch_size), seed=seed)
+        config = TrainConfig(lr=line['lr'], epochs=its[shots] if isinstance(its, dict) else its,
+                             batch_size=line.get('batch_size', batch_size), seed=seed)
         return METHODS[line['method']](clip, config=config, **own)
     return make
 
@@ -165,8 +193,11 @@ def run_families(
 )->dict: # The JSON's content
     "Methods on the embedded benchmark, families"
     clip, usual = mini_clip(), (EPOCHS['families'], BATCH['families'])
-    about = dict(data='mini-families', part=part, pictures=n, epochs=usual[0], batch_size=usual[1], lines=lines) | about
-    return run_grid(path, {k: method_maker(clip, l, *usual) for k, l in lines.items()}, lambda k, s: embedded_tasks('families', k, s, n, part), clip, shots, seeds, about)
+    about = (
+        dict(data='mini-families', part=part, pictures=n, epochs=usual[0], batch_size=usual[1], lines=lines)
+        | about)
+    return run_grid(path, {k: method_maker(clip, l, *usual) for k, l in lines.items()},
+                    lambda k, s: embedded_tasks('families', k, s, n, part), clip, shots, seeds, about)
 
 def run_photographs(
     path:str|Path, # JSON to write, or to go on with
@@ -181,21 +212,30 @@ def run_photographs(
     "Methods on a folder of photographs, text side alone"
     clip, usual = load_clip(str(model)), (EPOCHS['photographs'], BATCH['photographs'])
     whole = encode_tasks(clip, load_image_folder(data, shots=1), store)
-    about = dict(data=Path(data).name, model=Path(model).name, part=part, epochs=usual[0], batch_size=usual[1], lines=lines)
-    return run_grid(path, {k: method_maker(clip, l, *usual) for k, l in lines.items()}, lambda k, s: photo_tasks(whole, k, s, part), clip, shots, seeds, about)
+    about = dict(data=Path(data).name, model=Path(model).name, part=part, epochs=usual[0],
+                 batch_size=usual[1], lines=lines)
+    return run_grid(path, {k: method_maker(clip, l, *usual) for k, l in lines.items()},
+                    lambda k, s: photo_tasks(whole, k, s, part), clip, shots, seeds, about)
 
 # %% ../../nbs/studies/91_jscpt_shots.ipynb #c2eb7128
 _plain = dict(method='jscpt', weighting='equal', position='end', n_ctx=4, n_visual=1, lr=.01)
-CHOICES = {'zero-shot': dict(method='zero_shot'), **{f'text, lr {lr}': _plain | dict(n_visual=0, lr=lr) for lr in (.003, .01, .03)},
-    **{f'V = 1, lr {lr}': _plain | dict(lr=lr) for lr in (.003, .01, .03)}, **{f'V = 1 from block 2, lr {lr}': _plain | dict(first=2, lr=lr) for lr in (.01, .003)},
-    'V = 4, lr 0.01': _plain | dict(n_visual=4), 'V = 16, lr 0.01': _plain | dict(n_visual=16), 'as released': _plain | dict(n_ctx=16, n_visual=16, position='middle', lr=.0015),
-    **{f'CLIP-Adapter, lr {lr}': dict(method='clip_adapter', lr=lr) for lr in (.01, .1, 1.)}}
+CHOICES = {'zero-shot': dict(method='zero_shot'),
+           **{f'text, lr {lr}': _plain | dict(n_visual=0, lr=lr) for lr in (0.003, 0.01, 0.03)},
+           **{f'V = 1, lr {lr}': _plain | dict(lr=lr) for lr in (0.003, 0.01, 0.03)},
+           **{f'V = 1 from block 2, lr {lr}': _plain | dict(first=2, lr=lr) for lr in (0.01, 0.003)},
+           'V = 4, lr 0.01': _plain | dict(n_visual=4), 'V = 16, lr 0.01': _plain | dict(n_visual=16),
+           'as released': _plain | dict(n_ctx=16, n_visual=16, position='middle', lr=0.0015),
+           **{f'CLIP-Adapter, lr {lr}': dict(method='clip_adapter', lr=lr) for lr in (0.01, 0.1, 1.0)}}
 
 # %% ../../nbs/studies/91_jscpt_shots.ipynb #c4b1f0a4
 _wide = {'CLIP-Adapter': (.03, .1, .3, 1.), 'CLIP-Adapter-MTL': (.03, .1, .3, 1.)} # rates of an adapter
-def _tried(lines:dict, usual:tuple, others:dict)->dict: return {f'{n}, lr {r:g}': l | dict(lr=r) for n, l in lines.items() if 'lr' in l for r in others.get(n, usual)}
+def _tried(lines: dict, usual: tuple, others: dict) -> dict:
+    return {
+        f'{n}, lr {r:g}': l | dict(lr=r) for n, l in lines.items() if 'lr' in l for r in others.get(n, usual)}
 
-RATES = _tried(FAMILIES, (.001, .003, .01, .03), _wide | {'CoOp': (.001, .003, .01, .03, .1), 'MVLPT': (.0003, .001, .003, .01, .03)})
+
+RATES = _tried(FAMILIES, (0.001, 0.003, 0.01, 0.03),
+               _wide | {'CoOp': (0.001, 0.003, 0.01, 0.03, 0.1), 'MVLPT': (0.0003, 0.001, 0.003, 0.01, 0.03)})
 PHOTO_RATES = _tried(PHOTOGRAPHS, (.005, .01, .02, .05), _wide | {'CoOp-MTL': (.002, .005, .01, .02, .05)})
 
 def best_rates(
@@ -205,4 +245,6 @@ def best_rates(
     "The choice"
     mean = {r.method: float(r.averages.mean()) for r in grid_results(grid, shots)}
     names = dict.fromkeys(n.split(', lr ')[0] for n in mean)
-    return {n: float(max((m for m in mean if m.split(', lr ')[0] == n), key=mean.get).split(', lr ')[1]) for n in names}
+    return {
+        n: float(max((m for m in mean if m.split(', lr ')[0] == n), key=mean.get).split(', lr ')[1])
+        for n in names}

@@ -44,6 +44,7 @@ def run_mini(
         found, tree = run_seed(setting, seed, **settings)
         for r in found: results[r.method] = results[r.method].merge(r) if r.method in results else r
         trees.append([list(g) for g in tree.groups[tree.n_tasks:]])
-        written = dict(results=[json.loads(r.to_json()) for r in results.values()], trees=trees, setting=setting)
+        written = dict(
+            results=[json.loads(r.to_json()) for r in results.values()], trees=trees, setting=setting)
         write_atomic(path, json.dumps(written, indent=1).encode())
     return written

@@ -30,7 +30,8 @@ def plane_basis(
     u, v = first - origin, second - origin
     u = u / u.norm()
     v = v - (u*v).sum()*u
-    if not v.norm() > 1e-6*(second - origin).norm(): raise BadData('the three classifiers lie on one line: there is no plane through them')
+    if not v.norm() > 1e-6 * (second - origin).norm():
+        raise BadData('the three classifiers lie on one line: there is no plane through them')
     return u, v / v.norm()
 
 def plane_point(
@@ -62,12 +63,16 @@ def surfaces(
 )->dict: # `x`, `y`, `loss`, `error`, and `at`: where the three and their average lie
     "Training loss and test error over the plane"
     basis = plane_basis(points['rand'], points['ind'], points['shr'])
-    at = {k: plane_point(w, points['rand'], basis) for k,w in {**points, 'avg': (points['ind'] + points['shr'])/2}.items()}
+    at = {
+        k: plane_point(w, points['rand'], basis)
+        for k, w in {**points, 'avg': (points['ind'] + points['shr']) / 2}.items()}
     axes = []
     for c in zip(*at.values()):
         pad = margin*(max(c) - min(c))
         axes.append(torch.linspace(min(c) - pad, max(c) + pad, n))
-    found = [[loss_and_error(points['rand'] + x*basis[0] + y*basis[1], task, scale) for x in axes[0]] for y in axes[1]]
+    found = [
+        [loss_and_error(points['rand'] + x * basis[0] + y * basis[1], task, scale) for x in axes[0]]
+        for y in axes[1]]
     grids = dict(zip(('loss', 'error'), torch.tensor(found).unbind(-1)))
     digits = lambda t: [[float(f'{v:.4g}') for v in row] for row in t.tolist()]
     return dict(x=axes[0].tolist(), y=axes[1].tolist(), at=at, **{k: digits(t) for k,t in grids.items()})
@@ -89,16 +94,20 @@ def plane_seed(
     task:str|None=None, # Task that gets the surfaces; none if None
     shots:int=4, # Training images of a class
     n_test:int|None=None, # Test pictures of a class, embedded benchmark only
-    models:str|Path|None=None, # Folder with a trained HiPro in `seedS/model.safetensors`; Shr+Ind is trained here if None
+    # Folder with a trained HiPro in `seedS/model.safetensors`; Shr+Ind is trained here if None
+    models:str|Path|None=None,
 )->dict: # `points`: `(loss, error)` by task and classifier; `surfaces`
     "One training of Shr+Ind"
     clip = source.open()
     tasks = source.tasks(clip, seed, shots, n_test)
-    if models is None: method = HiPro(clip, nodes='flat', config=source.config(seed)).fit(tasks, progress=False)
-    else: method = HiPro.load(Path(models)/f'seed{seed}'/'model.safetensors', clip, tasks)
+    if models is None:
+        method = HiPro(clip, nodes='flat', config=source.config(seed)).fit(tasks, progress=False)
+    else: method = HiPro.load(Path(models) / f'seed{seed}' / 'model.safetensors', clip, tasks)
     corners = {t.name: task_points(method, i) for i,t in enumerate(tasks)}
     with_mean = {n: c | dict(avg=(c['ind'] + c['shr'])/2) for n,c in corners.items()}
-    points = {t.name: {k: loss_and_error(w, t, clip.logit_scale) for k,w in with_mean[t.name].items()} for t in tasks}
+    points = {
+        t.name: {k: loss_and_error(w, t, clip.logit_scale) for k, w in with_mean[t.name].items()}
+        for t in tasks}
     found = {t.name: surfaces(corners[t.name], t, clip.logit_scale) for t in tasks if t.name == task}
     return dict(points=points, surfaces=found)
 
@@ -112,12 +121,18 @@ def run_plane(
 )->dict: # What was written
     "All seeds; the file is written anew after each"
     shown = dict(source=source.shown(), task=task, **{k: v for k,v in settings.items() if k != 'models'})
-    return run_missing(path, shown, {f'seed {s}': lambda s=s, t=task if k == 0 else None: plane_seed(source, s, t, **settings) for k,s in enumerate(seeds)})
+    return run_missing(
+        path,
+        shown,
+        {
+            f'seed {s}': lambda s=s, t=task if k == 0 else None: plane_seed(source, s, t, **settings)
+            for k, s in enumerate(seeds)})
 
 # %% ../../nbs/studies/86_plane.ipynb #7dfbb1ea
 def plot_plane(
     found:dict, # Surfaces of a task
-    rows:tuple=(('loss', '(a) train loss', 'loss, nats'), ('error', '(b) test error', 'error, %')), # Key, title and unit of each panel
+    # Key, title and unit of each panel
+    rows:tuple=(('loss', '(a) train loss', 'loss, nats'), ('error', '(b) test error', 'error, %')),
 )->Figure: # The figure
     "Both surfaces, with the three classifiers and their average"
     fig, axs = plt.subplots(1, len(rows), figsize=(4.4*len(rows), 3.5))
@@ -128,7 +143,8 @@ def plot_plane(
         fig.colorbar(drawn, ax=ax, label=unit, format='%.2g' if key == 'loss' else '%.0f')
         for name,(x,y) in found['at'].items():
             ax.plot(x, y, 'X' if name == 'avg' else 'o', c='C3' if name == 'avg' else 'w', mec='k', ms=8)
-            ax.annotate(f'$w_{{{name}}}$', (x, y), (6, 6), textcoords='offset points', bbox=dict(boxstyle='round,pad=.15', fc='w', ec='none', alpha=.75))
+            ax.annotate(f'$w_{{{name}}}$', (x, y), (6, 6), textcoords='offset points',
+                        bbox=dict(boxstyle='round,pad=.15', fc='w', ec='none', alpha=0.75))
         ax.set(title=title, xlabel='along $w_{ind}-w_{rand}$', ylabel='across')
     fig.tight_layout()
     return fig

@@ -27,7 +27,8 @@ def held_back(
     def parted(t):
         kept = fraction(t.train.y, share, seed)
         rest = np.setdiff1d(np.arange(len(t.train)), kept.numpy())
-        if not len(rest): raise BadData(f'task {t.name}: every class has one training image, none can be held back')
+        if not len(rest):
+            raise BadData(f'task {t.name}: every class has one training image, none can be held back')
         return replace(t, train=t.train.subset(kept), test=t.train.subset(rest), val=None)
     return [parted(t) for t in tasks]
 
@@ -56,8 +57,10 @@ def run_rates(
     **train, # Keywords of `TrainConfig`
 )->dict: # What was written
     "Every rate with every seed; the file is written anew after each"
-    part = lambda lr, s: (lambda: dict(lr=lr, seed=s, accuracy=rate_results(clip, tasks, TrainConfig(lr=lr, seed=s, **train))))
-    return run_missing(path, dict(about=about, model=clip.name, train=train), {f'rate {lr:g}, seed {s}': part(lr, s) for s in seeds for lr in rates})
+    part = lambda lr, s: (
+        lambda: dict(lr=lr, seed=s, accuracy=rate_results(clip, tasks, TrainConfig(lr=lr, seed=s, **train))))
+    return run_missing(path, dict(about=about, model=clip.name, train=train),
+                       {f'rate {lr:g}, seed {s}': part(lr, s) for s in seeds for lr in rates})
 
 # %% ../../nbs/studies/83_rates.ipynb #30bc4f79
 def rate_means(
@@ -84,6 +87,8 @@ def rate_table(
     "Accuracies on held-back images, best rate of each row in bold"
     means = rate_means(found)
     titles = dict(coop='CoOp', coop_mtl='CoOp-MTL', shr_ind='Shr+Ind', hipro='HiPro')
-    rows = {titles[n]: [m[n] for m in means.values()] for n in VIEWS} | {'average': [np.mean(list(m.values())) for m in means.values()]}
+    rows = {titles[n]: [m[n] for m in means.values()] for n in VIEWS} | {
+        'average': [np.mean(list(m.values())) for m in means.values()]}
     cells = [[(n, False), *[(f'{v:.2f}', v == max(r)) for v in r]] for n,r in rows.items()]
-    return PaperTable([('', 1), ('learning rate', len(means))], ['method', *[f'{lr:g}' for lr in means]], cells, f'{title}: accuracy in % on training images held back'.lstrip(': '))
+    return PaperTable([('', 1), ('learning rate', len(means))], ['method', *[f'{lr:g}' for lr in means]],
+                      cells, f'{title}: accuracy in % on training images held back'.lstrip(': '))

@@ -33,11 +33,19 @@ class Report:
     costs:dict # `dict(parameters, seconds, peak_mib, trained_with, ...)` of each method
     left_out:dict # Why a method is missing
     record:dict # `settings`, `clip` and `tasks` of the run
-    def __repr__(self): return f"Report({len(self.results)} methods, {len(self.tasks)} tasks, {len(self.seeds)} seeds)"
+    def __repr__(self):
+        return f"Report({len(self.results)} methods, {len(self.tasks)} tasks, {len(self.seeds)} seeds)"
+
     @property
-    def tasks(self)->tuple: "Names of the tasks"; return next(iter(self.results.values())).tasks
+    def tasks(self) -> tuple:
+        "Names of the tasks"
+        return next(iter(self.results.values())).tasks
+
     @property
-    def seeds(self)->tuple: "Seeds of the runs"; return next(iter(self.results.values())).seeds
+    def seeds(self) -> tuple:
+        "Seeds of the runs"
+        return next(iter(self.results.values())).seeds
+
 
 def read_report(
     path:str|Path, # File that `hipro_compare --report` wrote
@@ -48,9 +56,12 @@ def read_report(
         if d['kind'] != 'hipro_nb table': raise BadData('it is of another kind')
         results = {n: Result.from_json(json.dumps(r)) for n,r in d['results'].items()}
         gains = {n: {k: i and Interval(**i) for k,i in g.items()} for n,g in d['gains'].items()}
-        trees = {int(s): (torch.tensor(t['affinity']), TaskTree.from_dict(t['tree'])) for s,t in d['trees'].items()}
+        trees = {
+            int(s): (torch.tensor(t['affinity']), TaskTree.from_dict(t['tree']))
+            for s, t in d['trees'].items()}
         return Report(results, gains, trees, d['costs'], d['left_out'], d['record'])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e: raise BadData(f'{path} holds no report of hipro_compare: {e}') from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+        raise BadData(f'{path} holds no report of hipro_compare: {e}') from None
 
 # %% ../../nbs/studies/82_reports.ipynb #7530ad91
 @patch
@@ -81,12 +92,15 @@ def origin(self:Report)->str: # One sentence
     dates = sorted({f['date'][:10] for f in facts})
     minutes = sum(c['seconds']*len(self.seeds) for c in self.costs.values() if not c.get('trained_with'))/60
     say = lambda k: ', '.join(sorted({f[k] for f in facts}))
-    return f"{dates[0] if len(dates) == 1 else f'{dates[0]} to {dates[-1]}'}, {say('device')}, revision {say('revision')}, seeds {', '.join(map(str, self.seeds))}, {minutes:.0f} minutes of training"
+    return (
+        f"{dates[0] if len(dates) == 1 else f'{dates[0]} to {dates[-1]}'}, {say('device')}, revision"
+        f" {say('revision')}, seeds {', '.join(map(str, self.seeds))}, {minutes:.0f} minutes of training")
 
 # %% ../../nbs/studies/82_reports.ipynb #9288363b
-KINDS = {'single-task': ('zero_shot', 'coop', 'cocoop', 'proda', 'linear_probe'),
-         'multi-task': ('coop_mtl', 'tag', 'pcgrad', 'imtl', 'shr_ind', 'random_groups', 'hipro_tag', 'hipro'),
-         'image side too': ('clip_adapter', 'vpt', 'maple', 'mvlpt', 'mmap', 'jscpt')}
+KINDS = {
+    'single-task': ('zero_shot', 'coop', 'cocoop', 'proda', 'linear_probe'),
+    'multi-task': ('coop_mtl', 'tag', 'pcgrad', 'imtl', 'shr_ind', 'random_groups', 'hipro_tag', 'hipro'),
+    'image side too': ('clip_adapter', 'vpt', 'maple', 'mvlpt', 'mmap', 'jscpt')}
 COLORS = dict(zero_shot='0.55', coop='C0', linear_probe='C2', coop_mtl='C1', shr_ind='C4', hipro='C3')
 
 def listed(
@@ -94,9 +108,11 @@ def listed(
     names:Sequence|None=None, # Methods to show; all if None
 )->dict: # Names by kind, in the order of `KINDS`; kinds without one are left out
     "The methods that all reports hold"
-    common = [n for n in next(iter(reports.values())).results if all(n in r.results for r in reports.values())]
+    common = [
+        n for n in next(iter(reports.values())).results if all(n in r.results for r in reports.values())]
     names = common if names is None else names
-    if unknown := [n for n in names if n not in common]: raise BadData(f"no runs of {', '.join(unknown)} in every report; there are {', '.join(common)}")
+    if unknown := [n for n in names if n not in common]:
+        raise BadData(f"no runs of {', '.join(unknown)} in every report; there are {', '.join(common)}")
     found = {k: [n for n in ns if n in names] for k,ns in KINDS.items()}
     return {k: ns for k,ns in found.items() if ns}
 
@@ -111,7 +127,8 @@ class PaperTable:
     ):
         self.bands, self.head, self.rows, self.about = list(bands), list(head), [list(r) for r in rows], about
         odd = [r for r in self.rows if len(r) != len(self.head)]
-        if odd or sum(n for _,n in self.bands) != len(self.head): raise ValueError(f'bands, head and rows must have the same columns: {len(self.head)} in the head')
+        if odd or sum(n for _, n in self.bands) != len(self.head):
+            raise ValueError(f'bands, head and rows must have the same columns: {len(self.head)} in the head')
 
     def __repr__(self):
         grid = [self.head, *[[c + '*'*bool(b) for c,b in r] for r in self.rows]]
@@ -120,7 +137,10 @@ class PaperTable:
         return '\n'.join([*lines, self.about.replace('best in bold', '* best')])
 
     def _repr_html_(self):
-        cell = lambda tag, c, b=False, n=1: f'<{tag} colspan="{n}">' .replace(' colspan="1"', '') + (f'<b>{escape(c)}</b>' if b else escape(c)) + f'</{tag}>'
+        cell = (
+            lambda tag, c, b=False, n=1: f'<{tag} colspan="{n}">'.replace(' colspan="1"', '')
+            + (f'<b>{escape(c)}</b>' if b else escape(c))
+            + f'</{tag}>')
         top = ''.join(cell('th', t, n=n) for t,n in self.bands)
         head = ''.join(cell('th', c) for c in self.head)
         body = ''.join('<tr>' + ''.join(cell('td', c, b) for c,b in r) + '</tr>' for r in self.rows)
@@ -143,9 +163,12 @@ def tasks_by_methods(
     shown = [n for ns in kinds.values() for n in ns]
     for label,r in reports.items():
         columns = [r.results[n].rows() for n in shown]
-        for i,(task,_,_) in enumerate(columns[0]): rows.append([(label if i == 0 else '', False), (task, False), *_marked([c[i][1:] for c in columns])])
+        for i, (task, _, _) in enumerate(columns[0]):
+            rows.append(
+                [(label if i == 0 else '', False), (task, False), *_marked([c[i][1:] for c in columns])])
     first = next(iter(reports.values())).results
-    return PaperTable([('', 2), *[(k, len(ns)) for k,ns in kinds.items()]], ['', 'task', *[first[n].method for n in shown]], rows)
+    return PaperTable([('', 2), *[(k, len(ns)) for k, ns in kinds.items()]],
+                      ['', 'task', *[first[n].method for n in shown]], rows)
 
 # %% ../../nbs/studies/82_reports.ipynb #553b99ec
 def methods_by_settings(
@@ -171,9 +194,13 @@ def differences(
     "How far HiPro is above each of the others, and how sure that is"
     shown = [n for ns in listed(reports, names).values() for n in ns if n != 'hipro']
     first = next(iter(reports.values())).results
-    rows = [[(first[n].method, False), *[_span(r.gains[n][k]) for r in reports.values() for k in ('seeds', 'images')]] for n in shown]
+    rows = [
+        [(first[n].method, False),
+         *[_span(r.gains[n][k]) for r in reports.values() for k in ('seeds', 'images')]]
+        for n in shown]
     bands = [('HiPro minus', 1), *[(label, 2) for label in reports]]
-    return PaperTable(bands, ['method', *['over seeds', 'over images']*len(reports)], rows, 'points, with a 95% interval; bold: the interval leaves zero out')
+    return PaperTable(bands, ['method', *['over seeds', 'over images'] * len(reports)], rows,
+                      'points, with a 95% interval; bold: the interval leaves zero out')
 
 # %% ../../nbs/studies/82_reports.ipynb #6a14ec10
 @dataclass(frozen=True)
@@ -181,11 +208,14 @@ class Source:
     "Where a run's tasks and model come from; `BadData` for a folder without a model"
     data:str # 'families', 'domains', or a folder of tasks
     model:str|None = None # Model folder or open_clip name; the embedded model if None
-    train:dict = field(default_factory=lambda: dict(MINI_TRAIN)) # Optimiser's settings, keywords of `TrainConfig`
+    # Optimiser's settings, keywords of `TrainConfig`
+    train:dict = field(default_factory=lambda: dict(MINI_TRAIN))
     store:str|None = None # Folder that keeps image features; memory if None
 
     def __post_init__(self):
-        if (self.data in SETTINGS) != (self.model is None): raise BadData(f"{self.data}: expected one of {', '.join(SETTINGS)}, or a folder of tasks and a model")
+        if (self.data in SETTINGS) != (self.model is None):
+            raise BadData(
+                f"{self.data}: expected one of {', '.join(SETTINGS)}, or a folder of tasks and a model")
         object.__setattr__(self, '_features', FeatureStore(self.store))
 
     def open(self)->FrozenCLIP: # Frozen
@@ -222,12 +252,17 @@ def run_missing(
 )->dict: # What was written: `settings`, `facts` and `runs`
     "Runs the parts that the file lacks; `BadData` if it was written with other settings"
     path, settings = Path(path), json.loads(json.dumps(settings))
-    found = json.loads(path.read_text(encoding='utf8')) if path.exists() else dict(settings=settings, facts={}, runs={})
-    if diff := first_difference(found['settings'], settings): raise BadData(f'{path} was run with other settings: {diff}')
+    found = (
+        json.loads(path.read_text(encoding='utf8'))
+        if path.exists()
+        else dict(settings=settings, facts={}, runs={}))
+    if diff := first_difference(found['settings'], settings):
+        raise BadData(f'{path} was run with other settings: {diff}')
     for name,part in parts.items():
         if name in found['runs']: continue
         began = time.perf_counter()
-        found['runs'][name] = json.loads(json.dumps(part() | dict(seconds=round(time.perf_counter() - began))))
+        found['runs'][name] = json.loads(
+            json.dumps(part() | dict(seconds=round(time.perf_counter() - began))))
         found['facts'] = run_facts()
         write_atomic(path, json.dumps(found, ensure_ascii=False, separators=(',', ':')))
     return found

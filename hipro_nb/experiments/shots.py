@@ -50,7 +50,8 @@ def shot_results(
     methods = dict(zero_shot=ZeroShot(clip, seed=seed), linear_probe=LinearProbe(clip, config=config))
     for m in methods.values(): m.fit(tasks, progress=False)
     methods |= {n: h.select(v) for n,v in views.items()}
-    return dict(tasks=[t.name for t in tasks], accuracy={n: list(m.evaluate(tasks).accuracy[0]) for n,m in methods.items()})
+    return dict(tasks=[t.name for t in tasks],
+                accuracy={n: list(m.evaluate(tasks).accuracy[0]) for n, m in methods.items()})
 
 # %% ../../nbs/studies/85_shots.ipynb #43859966
 def run_shots(
@@ -63,10 +64,12 @@ def run_shots(
 )->dict: # What was written
     "All seeds and shots; the file is written anew after each"
     part = lambda k, s: (lambda: dict(shots=k, seed=s, **shot_results(source, k, s, steps, n_test)))
-    return run_missing(path, dict(source=source.shown(), steps=steps, n_test=n_test), {f'{k} shots, seed {s}': part(k, s) for s in seeds for k in shots})
+    return run_missing(path, dict(source=source.shown(), steps=steps, n_test=n_test),
+                       {f'{k} shots, seed {s}': part(k, s) for s in seeds for k in shots})
 
 # %% ../../nbs/studies/85_shots.ipynb #d2f8fd6b
-TITLES = dict(zero_shot='zero-shot', linear_probe='Linear Probe', coop='CoOp', coop_mtl='CoOp-MTL', shr_ind='Shr+Ind', hipro='HiPro')
+TITLES = dict(zero_shot='zero-shot', linear_probe='Linear Probe', coop='CoOp', coop_mtl='CoOp-MTL',
+              shr_ind='Shr+Ind', hipro='HiPro')
 
 def shot_curves(
     found:dict, # What `run_shots` wrote
@@ -97,8 +100,11 @@ def plot_shots(
     if ax is None: ax = plt.subplots(figsize=(5, 3.4))[1]
     for n in names:
         shots, means = list(curves[n]), [r.averages.mean() for r in curves[n].values()]
-        halves = [stats.t.ppf(.975, len(r.seeds)-1)*stats.sem(r.averages) if len(r.seeds) > 1 else 0. for r in curves[n].values()]
-        ax.errorbar(shots, means, yerr=halves, color=COLORS[n], label=TITLES[n], marker='o', ms=4, capsize=3, ls='--' if n == 'zero_shot' else '-')
+        halves = [
+            stats.t.ppf(0.975, len(r.seeds) - 1) * stats.sem(r.averages) if len(r.seeds) > 1 else 0.0
+            for r in curves[n].values()]
+        ax.errorbar(shots, means, yerr=halves, color=COLORS[n], label=TITLES[n], marker='o', ms=4, capsize=3,
+                    ls='--' if n == 'zero_shot' else '-')
     ax.set(xscale='log', xlabel='training images of a class', ylabel='average accuracy over tasks, %')
     ax.set_xticks(shots, [str(k) for k in shots]); ax.minorticks_off()
     ax.legend(frameon=False)

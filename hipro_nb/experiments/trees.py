@@ -71,7 +71,8 @@ class WatchedHiPro(HiPro):
         "As HiPro's; the meter stays in `watched`"
         n = len(tasks)
         self.watched = SnapshotMeter(n, self.snapshot_every)
-        self._train(tasks, [tuple(range(n))]*self.n_shared, self._start()[2*n-1:], meter=self.watched, progress=progress)
+        self._train(tasks, [tuple(range(n))] * self.n_shared, self._start()[2 * n - 1 :], meter=self.watched,
+                    progress=progress)
         self.affinity = self.watched.affinity().float()
         return balanced_tree(self.affinity, balanced=self.balanced)
 
@@ -82,7 +83,9 @@ def variant_trees(
     meter:SnapshotMeter, # After the shared training
 )->dict: # `TaskTree` by the name in `VARIANTS`
     "Balanced and plain average linkage, of dot products and of cosines"
-    return {name: balanced_tree(meter.mean_affinity(kind), balanced=balanced) for name,(kind,balanced) in VARIANTS.items()}
+    return {
+        name: balanced_tree(meter.mean_affinity(kind), balanced=balanced)
+        for name, (kind, balanced) in VARIANTS.items()}
 
 def new_groups(
     trees:Sequence, # `TaskTree`s, the first one trained
@@ -142,7 +145,10 @@ def finds_pairs(
 # %% ../../nbs/studies/88_trees.ipynb #215eb537
 FIRST, THINNED = (1, 2, 5, 10, 20, 40), (2, 4, 10, 20)
 
-def _packed(a:Tensor)->list: return [float(f'{v:.4g}') for v in a[tuple(torch.triu_indices(len(a), len(a), 1))].tolist()]
+
+def _packed(a: Tensor) -> list:
+    return [float(f'{v:.4g}') for v in a[tuple(torch.triu_indices(len(a), len(a), 1))].tolist()]
+
 
 def unpacked(
     values:Sequence, # Upper triangle, row by row
@@ -158,11 +164,20 @@ def affinity_record(
 )->dict: # Packed affinities by kind, then by what they are the mean of
     "What the reports need of a training's snapshots"
     n, prompts = len(meter.seen), dict(all=slice(None), one=slice(1))
-    parts = {'each': None} | {f'first {k}': slice(k) for k in FIRST if k < n} | {f'1 in {k}': slice(None, None, k) for k in THINNED if k < n} | {'all': slice(None)}
+    parts = (
+        {'each': None}
+        | {f'first {k}': slice(k) for k in FIRST if k < n}
+        | {f'1 in {k}': slice(None, None, k) for k in THINNED if k < n}
+        | {'all': slice(None)})
     found = {}
     for kind in meter.kept:
-        found[kind] = {f'{p}, {w}': _packed(meter.mean_affinity(kind, snaps, which)) for p,snaps in parts.items() if snaps for w,which in prompts.items()}
-        found[kind]['each'] = [_packed(meter.mean_affinity(kind, slice(None), slice(s, s+1))) for s in range(len(meter.total))]
+        found[kind] = {
+            f'{p}, {w}': _packed(meter.mean_affinity(kind, snaps, which))
+            for p, snaps in parts.items()
+            if snaps
+            for w, which in prompts.items()}
+        found[kind]['each'] = [
+            _packed(meter.mean_affinity(kind, slice(None), slice(s, s + 1))) for s in range(len(meter.total))]
     return found
 
 # %% ../../nbs/studies/88_trees.ipynb #3e2cd228
@@ -181,7 +196,8 @@ def tree_seed(
     if models is not None: method.save(Path(models)/f'seed{seed}'/'model.safetensors')
     trees = variant_trees(method.watched)
     accuracy = {n: list(r.accuracy[0]) for n,r in tree_results(method, trees, tasks).items()}
-    return dict(affinity=affinity_record(method.watched), trees={n: t.to_dict() for n,t in trees.items()}, accuracy=accuracy, tasks=list(method.tasks))
+    return dict(affinity=affinity_record(method.watched), trees={n: t.to_dict() for n, t in trees.items()},
+                accuracy=accuracy, tasks=list(method.tasks))
 
 def run_trees(
     source:Source, # Tasks and model
@@ -191,7 +207,8 @@ def run_trees(
 )->dict: # What was written
     "All seeds; the file is written anew after each"
     shown = dict(source=source.shown(), **{k: v for k,v in settings.items() if k != 'models'})
-    return run_missing(path, shown, {f'seed {s}': lambda s=s: tree_seed(source, s, **settings) for s in seeds})
+    return run_missing(
+        path, shown, {f'seed {s}': lambda s=s: tree_seed(source, s, **settings) for s in seeds})
 
 # %% ../../nbs/studies/88_trees.ipynb #da829072
 def first_snapshot(
@@ -203,7 +220,8 @@ def first_snapshot(
     "The affinity before any training: the gradients of random shared prompts on the first batch"
     clip = source.open()
     tasks = source.tasks(clip, seed, shots, 1)
-    method = WatchedHiPro(clip, config=replace(source.config(seed), epochs=1), snapshot_every=10**9, **settings)
+    method = WatchedHiPro(
+        clip, config=replace(source.config(seed), epochs=1), snapshot_every=10**9, **settings)
     method.tasks, method.classnames = tuple(t.name for t in tasks), tuple(t.classnames for t in tasks)
     method._build_tower()
     method.estimate_tree(tasks, progress=False)
@@ -216,4 +234,5 @@ def run_first(
     **settings, # Further arguments of `first_snapshot`
 )->dict: # What was written
     "All seeds"
-    return run_missing(path, dict(source=source.shown(), **settings), {f'seed {s}': lambda s=s: first_snapshot(source, s, **settings) for s in seeds})
+    return run_missing(path, dict(source=source.shown(), **settings),
+                       {f'seed {s}': lambda s=s: first_snapshot(source, s, **settings) for s in seeds})

@@ -21,11 +21,17 @@ from ..mini import DOMAINS
 from .reports import Source, run_missing
 
 # %% ../../nbs/studies/87_words.ipynb #f474402b
-OWN = dict(domains={d: f'a {d} of a {{}}.' for d in DOMAINS},
-           office_caltech10=dict(amazon='a product photo of a {} on a white background.', caltech='a photo of a {} from the web.', dslr='a sharp photo of a {} in an office.', webcam='a blurry photo of a {} in an office.'))
+OWN = dict(
+    domains={d: f'a {d} of a {{}}.' for d in DOMAINS},
+    office_caltech10=dict(amazon='a product photo of a {} on a white background.',
+                          caltech='a photo of a {} from the web.', dslr='a sharp photo of a {} in an office.',
+                          webcam='a blurry photo of a {} in an office.'))
 SHARED = dict(domains='a picture of a {}.', office_caltech10='a photo of a {}.')
-OTHERS = dict(domains=('this is a {}.', 'an image of a {}.', 'a good picture of a {}.', 'a small picture of a {}.', 'look at this, it is a {}.', 'here you can see a picture of a {}.'),
-              office_caltech10=('a picture of a {}.', 'an image of the {}.', 'a close-up photo of a {}.', 'a bright photo of a {}.', 'a photo of a large {}.', 'a cropped photo of the {}.'))
+OTHERS = dict(
+    domains=('this is a {}.', 'an image of a {}.', 'a good picture of a {}.', 'a small picture of a {}.',
+             'look at this, it is a {}.', 'here you can see a picture of a {}.'),
+    office_caltech10=('a picture of a {}.', 'an image of the {}.', 'a close-up photo of a {}.',
+                      'a bright photo of a {}.', 'a photo of a large {}.', 'a cropped photo of the {}.'))
 
 # %% ../../nbs/studies/87_words.ipynb #8887f7e4
 def hits(
@@ -56,7 +62,8 @@ def word_record(
 )->dict: # `accuracy` of own, shared and both; `above`, both minus each, as intervals; `alone` and `pairs`, of all sentences
     "All zero-shot accuracies of a task, percent"
     share = lambda h: round(100*float(h.double().mean()), 3)
-    kinds = dict(own=hits(clip, task, own), shared=hits(clip, task, shared), both=hits(clip, task, own, shared))
+    kinds = dict(
+        own=hits(clip, task, own), shared=hits(clip, task, shared), both=hits(clip, task, own, shared))
     sentences = list(dict.fromkeys([own, shared, *others]))
     alone = {s: share(hits(clip, task, s)) for s in sentences}
     pairs = [[a, b, share(hits(clip, task, a, b))] for a,b in itertools.combinations(sentences, 2)]
@@ -72,5 +79,10 @@ def run_words(
     name = Path(source.data).name
     if name not in OWN: raise BadData(f"no sentences for {name}; there are some for {', '.join(OWN)}")
     clip = source.open()
-    parts = {t.name: (lambda t=t: word_record(clip, t, OWN[name][t.name], SHARED[name], OTHERS[name])) for t in source.tasks(clip, 0, 1, n_test)}
-    return run_missing(path, dict(source=source.shown(), n_test=n_test, own=OWN[name], shared=SHARED[name], others=OTHERS[name]), parts)
+    parts = {
+        t.name: lambda t=t: word_record(clip, t, OWN[name][t.name], SHARED[name], OTHERS[name])
+        for t in source.tasks(clip, 0, 1, n_test)}
+    return run_missing(
+        path,
+        dict(source=source.shown(), n_test=n_test, own=OWN[name], shared=SHARED[name], others=OTHERS[name]),
+        parts)
