@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Plain', 'BadData', 'clean_name', 'check_names', 'safe_name', 'write_atomic', 'check_writable', 'check_file',
-           'read_file', 'open_file', 'from_json', 'as_kind', 'read_json', 'save_tensors', 'load_tensors', 'few_shot',
+           'read_file', 'open_file', 'parse_json', 'as_kind', 'read_json', 'save_tensors', 'load_tensors', 'few_shot',
            'seats', 'fraction', 'open_image', 'bad_images', 'Split', 'Features', 'Task', 'check_tasks', 'contact_sheet',
            'load_image_folder', 'FrozenCLIP', 'center_slab', 'image_hash', 'FeatureStore', 'encode_tasks']
 
@@ -169,7 +169,7 @@ def open_file(
 Plain = str|int|float|bool|None
 for _ in range(8): Plain = str|int|float|bool|list[Plain]|dict[str,Plain]|None
 
-def from_json(
+def parse_json(
     text:str|bytes, # JSON, in UTF-8
     kind:object=Plain, # Type that it must have, as msgspec takes it
     who:object='JSON', # What holds it, for the message
@@ -192,9 +192,9 @@ def read_json(
     kind:object=Plain, # Type that it must have, as msgspec takes it
     most:int=2**26, # Most bytes that it may have
 )->object: # A value of that type
-    "Read a file of JSON under the conditions of `open_file` and `from_json`"
-    with open_file(path, most) as (f, size):
-        return from_json(f.read(size).removeprefix(b'\xef\xbb\xbf'), kind, path)
+    "Read a file of JSON under the conditions of `open_file` and `parse_json`"
+    with open_file(path, most) as (f, size): raw = f.read(size).removeprefix(b'\xef\xbb\xbf')
+    return parse_json(raw, kind, path)
 
 # %% ../nbs/paper/01_data.ipynb #0d006d60
 def _hash_tensors(tensors:dict, start:str)->str:
@@ -225,13 +225,13 @@ def _note(f, size:int, path)->tuple:
     "What a safetensors file says of itself: the text under the checksum, the checksum, and `meta`"
     n = int.from_bytes(f.read(8), 'little')
     if not 2<=n<=min(size-8, 2**25): raise BadData(f'{path} is damaged: expected a whole safetensors file')
-    found = from_json(f.read(n), dict[str,Plain], f'{path} is damaged').get('__metadata__') or {}
+    found = parse_json(f.read(n), dict[str,Plain], f'{path} is damaged').get('__metadata__') or {}
     known = as_kind(found, dict[str,str], f'{path} is damaged')
     if 'meta' in known:
-        return known['meta'], known.get('sha256'), from_json(known['meta'], dict[str, Plain], path)
+        return known['meta'], known.get('sha256'), parse_json(known['meta'], dict[str,Plain], path)
     if 'hipro_nb' not in known:
         raise BadData(f'{path} holds no checksum: expected a file written by save_tensors')
-    said = from_json(known['hipro_nb'], dict[str,Plain], path)
+    said = parse_json(known['hipro_nb'], dict[str,Plain], path)
     return known['hipro_nb'][:-66], said.get('sha256'), as_kind(said.get('meta'), dict[str,Plain], path)
 
 def load_tensors(

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, asdict, replace
 from datetime import datetime, timezone
-from html import escape
 from importlib.metadata import version, PackageNotFoundError
 from pathlib import Path
+from typing import Annotated, TypedDict
 
 # %% ../nbs/paper/08_hipro.ipynb #786b9804
+import msgspec
 import numpy as np
 import torch
 from fastcore.basics import first, patch, patch_to
@@ -26,8 +27,9 @@ from scipy import stats
 from torch import Tensor
 
 # %% ../nbs/paper/08_hipro.ipynb #42334960
-from .data import (BadData, FeatureStore, Features, FrozenCLIP, Split, Task, check_tasks,
-                           encode_tasks, load_tensors, save_tensors)
+from .data import BadData, FeatureStore, Features, FrozenCLIP, Plain, Split, Task, as_kind
+from .data import check_names, check_tasks, encode_tasks, load_tensors, parse_json, save_tensors
+from .escape import html_table, markdown_table, markdown_text, plain_text, text_table
 from .clip import PromptTower, zero_shot_weights
 from .affinity import AffinityMeter
 from .tree import TaskTree, balanced_tree, flat_tree
@@ -47,15 +49,25 @@ class Result:
     predictions:dict|None = None # `{seed: {task: {'predicted': [...], 'true': [...]}}}` if they were kept
 
     def __post_init__(self):
-        rows = tuple(tuple(float(a) for a in row) for row in self.accuracy)
-        for k, v in dict(tasks=tuple(self.tasks), seeds=tuple(self.seeds), accuracy=rows).items():
+        who = self.method
+        if isinstance(self.tasks, str): raise BadData(f"{who}: tasks are one text; expected a name each")
+        try: rows = tuple(tuple(float(a) for a in row) for row in self.accuracy)
+        except (TypeError, ValueError) as e:
+            raise BadData(f"{who}: accuracies that are no numbers ({e})") from None
+        for k,v in dict(tasks=tuple(self.tasks), seeds=tuple(self.seeds), accuracy=rows).items():
             object.__setattr__(self, k, v)
-        if len(rows) != len(self.seeds):
-            raise BadData(f"{self.method}: {len(self.seeds)} seeds but {len(rows)} rows of accuracies")
-        if any(len(row) != len(self.tasks) for row in rows):
-            raise BadData(f"{self.method}: every row needs {len(self.tasks)} accuracies, one per task")
-        if len(set(self.seeds)) != len(self.seeds):
-            raise BadData(f"{self.method}: a seed occurs twice in {list(self.seeds)}")
+        _check_rows(self)
+
+def _check_rows(r:Result)->None:
+    "`BadData` unless there is a row for each seed, with a finite number for each task"
+    n, who = len(r.tasks), r.method
+    if len(r.accuracy) != len(r.seeds):
+        raise BadData(f"{who}: {len(r.seeds)} seeds but {len(r.accuracy)} rows of accuracies")
+    if any(len(row) != n for row in r.accuracy):
+        raise BadData(f"{who}: every row needs {n} accuracies, one per task")
+    if not np.isfinite(np.array(r.accuracy)).all():
+        raise BadData(f"{who}: an accuracy is not finite; expected percent")
+    if len(set(r.seeds)) != len(r.seeds): raise BadData(f"{who}: a seed occurs twice in {list(r.seeds)}")
 
 # %% ../nbs/paper/08_hipro.ipynb #fe60f76f
 @patch(as_prop=True)
@@ -123,26 +135,25 @@ def _runs(n:int # Number of runs
 
 def _cell(mean:float, std:float, n:int)->str: return f'{mean:.2f}' if n == 1 else f'{mean:.2f} ± {std:.2f}'
 
+def _grid(head:Sequence, rows:Sequence)->list:
+    "Cells of plain text as rows of `(text, is best)`"
+    return [[(str(c), False) for c in row] for row in (head, *rows)]
+
 @patch
 def to_markdown(self:Result)->str: # A table of tasks and accuracies
     "The result as a Markdown table, with the number of runs in its head"
     n = len(self.seeds)
-    lines = [f'| task | {self.method}, % ({_runs(n)}) |', '|---|---|']
-    return '\n'.join(lines + [f'| {t} | {_cell(m, s, n)} |' for t,m,s in self.rows()])
+    rows = [(t, _cell(m, s, n)) for t,m,s in self.rows()]
+    return markdown_table(_grid(['task', f'{self.method}, % ({_runs(n)})'], rows))
 
 # %% ../nbs/paper/08_hipro.ipynb #b0a6e572
-def _html_table(head:list, rows:list, caption:str,
-)->str: # HTML; every entry of `head`, `rows` and `caption` is already escaped
-    th = ''.join(f'<th>{h}</th>' for h in head)
-    body = ''.join('<tr>' + ''.join(f'<td>{c}</td>' for c in row) + '</tr>' for row in rows)
-    return f'<table><caption>{caption}</caption><thead><tr>{th}</tr></thead><tbody>{body}</tbody></table>'
-
 @patch
 def _repr_html_(self:Result)->str:
     n = len(self.seeds)
-    rows = [(escape(t), _cell(m, s, n)) for t,m,s in self.rows()]
-    about = f"accuracy, mean and population deviation, {_runs(n)}, seeds {', '.join(map(str, self.seeds))}"
-    return _html_table(['task', f'{escape(self.method)}, %'], rows, about)
+    rows = [(t, _cell(m, s, n)) for t,m,s in self.rows()]
+    seeds = ', '.join(map(str, self.seeds))
+    about = f'accuracy, mean and population deviation, {_runs(n)}, seeds {seeds}'
+    return html_table(_grid(['task', f'{self.method}, %'], rows), about)
 
 # %% ../nbs/paper/08_hipro.ipynb #d0c7b242
 def _revision()->str:
@@ -179,18 +190,55 @@ def to_json(self:Result)->str: # JSON, one result
     "The result as JSON, with settings and facts; `Result.from_json` reads it back"
     return json.dumps(asdict(self), indent=1, ensure_ascii=False)
 
+# %% ../nbs/paper/08_hipro.ipynb #aff92c13
+class _Kept(TypedDict):
+    predicted:list[int]
+    true:list[int]
+
+class _KeptOf(_Kept, total=False):
+    image:list[str|int]
+
+class _ResultMust(TypedDict):
+    method:str
+    tasks:Annotated[list[str], msgspec.Meta(min_length=1)]
+    seeds:Annotated[list[int], msgspec.Meta(min_length=1)]
+    accuracy:list[list[Annotated[float, msgspec.Meta(ge=0, le=100.0001)]]]
+
+class _ResultDict(_ResultMust, total=False):
+    settings:dict[str,Plain]
+    facts:dict[str,Plain]
+    predictions:dict[int,dict[str,_KeptOf]]|None
+
+class _Facts(TypedDict, total=False):
+    revision:str
+    device:str
+    date:str
+    versions:dict[str,str]
+
+# %% ../nbs/paper/08_hipro.ipynb #47d87e12
+@patch_to(Result, cls_method=True)
+def from_dict(cls,
+    d:dict, # What the JSON of a `Result` says
+    who:object = 'Result', # What holds it, for the message
+)->Result:
+    "A `Result` from plain values; raises `BadData` that names the place for anything else"
+    known = as_kind(d, _ResultDict, who)
+    as_kind(known.get('facts', {}), _Facts, f"{who}: facts")
+    check_names(known['tasks'], f"{who}: task")
+    for s,kept in (known.get('predictions') or {}).items():
+        if s not in known['seeds']: raise BadData(f"{who}: predictions of seed {s}, none of its seeds")
+        odd = first(t for t,p in kept.items() if len({len(v) for v in p.values()}) > 1)
+        if odd is not None: raise BadData(f"{who}: the predictions of seed {s} for {odd!r} differ in length")
+    try: return cls(**known)
+    except BadData as e: raise BadData(f"{who}: {e}") from None
+
 @patch_to(Result, cls_method=True)
 def from_json(cls,
     text:str, # What `to_json` wrote
 )->Result:
     "Reads a `Result` back; raises `BadData` for anything else"
-    try: d = json.loads(text)
-    except ValueError as e: raise BadData(f"not the JSON of a Result: {e}") from None
-    missing = {'method','tasks','seeds','accuracy'} - set(d) if isinstance(d, dict) else {'method'}
-    if missing: raise BadData(f"not the JSON of a Result: it has no {', '.join(sorted(missing))}")
-    d['tasks'], d['seeds'] = tuple(d['tasks']), tuple(d['seeds'])
-    if d.get('predictions'): d['predictions'] = {int(k): v for k,v in d['predictions'].items()}
-    return cls(**d)
+    who = "not the JSON of a Result"
+    return cls.from_dict(parse_json(text, dict[str,Plain], who), who)
 
 # %% ../nbs/paper/08_hipro.ipynb #87741242
 class Comparison:
@@ -202,8 +250,8 @@ class Comparison:
         if not self.results: raise BadData("nothing to compare: the list of results is empty")
         for r in self.results:
             if r.tasks != self.results[0].tasks:
-                raise BadData(
-                    f"cannot compare {r.method} with {self.results[0].method}: they were run on other tasks")
+                who = f"{r.method} with {self.results[0].method}"
+                raise BadData(f"cannot compare {who}: they were run on other tasks")
 
     def __repr__(self): return str(self)
     def __getitem__(self, method): return first(r for r in self.results if r.method == method)
@@ -220,48 +268,37 @@ def cells(self:Comparison)->list: # `(task, [(text, is best), ...])`
     "The table's text, row by row"
     table = []
     for rows in zip(*[r.rows() for r in self.results]):
-        best = max(m for _,m,_ in rows)
-        table.append(
-            (
-                rows[0][0],
-                [
-                    (_cell(m, s, len(r.seeds)), round(m, 2) == round(best, 2))
-                    for r, (_, m, s) in zip(self.results, rows)]))
+        best = round(max(m for _,m,_ in rows), 2)
+        numbers = [(m, s, len(r.seeds)) for r,(_,m,s) in zip(self.results, rows)]
+        table.append((rows[0][0], [(_cell(m, s, n), round(m, 2) == best) for m,s,n in numbers]))
     return table
 
 @patch
+def grid(self:Comparison)->list: # Rows of `(text, is best)`, the head first
+    "The table with its head, as the tables' writers take it"
+    head = [('task', False)] + [(r.method, False) for r in self.results]
+    return [head, *[[(t, False), *row] for t,row in self.cells()]]
+
+@patch
 def _about(self:Comparison)->str:
-    runs = {_runs(len(r.seeds)) for r in self.results}
-    return 'accuracy in %, mean ± population deviation, ' + (
-        runs.pop()
-        if len(runs) == 1
-        else '; '.join(f'{r.method}: {_runs(len(r.seeds))}' for r in self.results))
+    runs = {r.method: _runs(len(r.seeds)) for r in self.results}
+    alike = set(runs.values())
+    said = alike.pop() if len(alike) == 1 else '; '.join(f'{m}: {n}' for m,n in runs.items())
+    return f'accuracy in %, mean ± population deviation, {said}'
 
 # %% ../nbs/paper/08_hipro.ipynb #cb1c838b
 @patch
 def to_markdown(self:Comparison)->str: # The table with the best of every row between `**`
     "The comparison as a Markdown table"
-    head = ['task'] + [r.method for r in self.results]
-    rows = [[t.replace('|', '\\|')] + [f'**{c}**' if b else c for c,b in row] for t,row in self.cells()]
-    lines = ['| ' + ' | '.join(r) + ' |' for r in [head, ['---']*len(head), *rows]]
-    return '\n'.join(lines + ['', self._about()])
+    return f'{markdown_table(self.grid())}\n\n{markdown_text(self._about())}'
 
 @patch
-def _repr_html_(self:Comparison)->str:
-    rows = [[escape(t)] + [f'<b>{c}</b>' if b else c for c,b in row] for t,row in self.cells()]
-    return _html_table(['task'] + [escape(r.method) for r in self.results], rows, escape(self._about()))
+def _repr_html_(self:Comparison)->str: return html_table(self.grid(), self._about())
 
 @patch
 def __str__(self:Comparison)->str:
     "For a terminal: columns in line, the best of every row marked by `*`"
-    table = [['task'] + [r.method for r in self.results]] + [
-        [t] + [c + ('*' if b else ' ') for c, b in row] for t, row in self.cells()]
-    wide = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    return (
-        '\n'.join(
-            '  '.join([row[0].ljust(wide[0])] + [c.rjust(w) for c, w in zip(row[1:], wide[1:])]).rstrip()
-            for row in table)
-        + f'\n{self._about()}; * best')
+    return f'{text_table(self.grid())}\n{plain_text(self._about())}; * best'
 
 # %% ../nbs/paper/08_hipro.ipynb #172aab6d
 class Method:

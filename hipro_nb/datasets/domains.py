@@ -114,7 +114,7 @@ office_home = DataSet(
     terms='research, non-commercial; fair use of web images')
 
 # %% ../../nbs/pictures/28_domains.ipynb #7d49afb7
-_m3sda = 'http://ai.bu.edu/M3SDA/ (cleaned version)'
+_m3sda = 'https://ai.bu.edu/M3SDA/ (cleaned version)'
 
 def _class_table(rows:Sequence, who:str)->dict:
     "Label -> class name, as the folders of the paths say; one name a label."
@@ -156,23 +156,34 @@ def scan_lists(
 _six = 'clipart infograph painting quickdraw real sketch'.split()
 _n_train, _n_test = (33525, 36023, 50416, 120750, 120906, 48212), (14604, 15582, 21850, 51750, 52041, 20916)
 
-_visda = 'http://csr.bu.edu/ftp/visda/2019/multi-source/'
-_zip_md5 = dict(clipart='cd0d8f2d77a4e181449b78ed62bccf1e', infograph='720380b86f9e6ab4805bb38b6bd135f8',
-                painting='1ae32cdb4f98fe7ab5eb0a351768abfd', quickdraw='bdc1b6f09f277da1a263389efe0c7a66',
-                real='dcc47055e8935767784b7162e7c7cca6', sketch='658d8009644040ff7ce30bb2e820850f')
-_list_md5 = dict(clipart=('b4349693a7f9c05c53955725c47ed6cb', 'f5ddbcfd657a3acf9d0f7da10db22565'),
-                 infograph=('379b50054f4ac2018dca4f89421b92d9', '779626b50869edffe8ea6941c3755c71'),
-                 painting=('7db0e7ca73ad9982f6e1f7f3ef372c0a', '232b35dc53f26d414686ae579e38d9b5'),
-                 quickdraw=('b732ced3939ac8efdd8c0a889dca56cc', 'c1a828fdfe216fb109f1c0083a252c6f'),
-                 real=('8ebf02c2075fadd564705f0dc7cd6291', '6098816791c3ebed543c71ffa11b9054'),
-                 sketch=('1233bd18aa9a8a200bf4cecf1c34ef3e', 'd8a222e4672cfd585298aa14d02ea441'))
-_domainnet_files = tuple(
-    RemoteFile(f'{_visda}{"groundtruth/" if d in ("clipart", "painting") else ""}{d}.zip', f'{d}.zip', m,
-               unpack='', gives=d)
-    for d, m in _zip_md5.items()) + tuple(
-    RemoteFile(f'{_visda}domainnet/txt/{d}_{k}.txt', f'splits/{d}_{k}.txt', m)
-    for d, ms in _list_md5.items()
-    for k, m in zip(('train', 'test'), ms))
+_visda = 'https://csr.bu.edu/ftp/visda/2019/multi-source/'
+_sums = dict( # SHA-256 and size: a domain's archive, and its lists
+    clipart=('f8f248a3e8bbc9868c523ae24e6601b4c2ad102afc60c0efeb4f3255df22354d', 1270909081),
+    infograph=('891e14f476317e97b6f06d6498c11d0a5b8d0c8b57210765ed9beb072da611fa', 4338659804),
+    painting=('fa47e6d405503ea0286cabd767f176bd30e988b63ddd7b9db16cf030c9770015', 3679366174),
+    quickdraw=('9f37df2a8c3733703dbb35ad9964202a65f675ca30137756457537536b485d84', 459920701),
+    real=('d7fe010b430c5b510f85d657d38c4a1924822695fabea4fef57bd00dba251d63', 6062039589),
+    sketch=('23a7dbae7016b343e934399beaa8a68728fb5e570ebe2c71df9b75cf91c499fc', 2633992926),
+    clipart_train=('affdadf5f95a7583e6b98030a3d35007e2613ee4dd942393c5a705ec2b429312', 1443819),
+    clipart_test=('62c8e36aaba1c41ad9e249099739707220a44c08f167b37ef420f34a31628a6b', 628917),
+    infograph_train=('36b44cbd41a2915e0dc73b4f4be8862a6f3c220f93c8d63fb2439beeae3aefda', 1683098),
+    infograph_test=('413cfa54ac92e7e6b242f4f09fbd9c8ace85c4deaf3cb6c81ff6b68264460136', 728028),
+    painting_train=('f1da38d50a702fddf1329f85bc607d7a2abcae7e6aec75e1fd49cc1bd340d47b', 2241901),
+    painting_test=('11472b13b5188e09f06918b12eebb660588c97a20e43e268d9b02e3e37eb8f97', 971888),
+    quickdraw_train=('3a5edd3bc215772010eebc87f158707703dd7e48091d13b816af81326a9d1c0f', 5164600),
+    quickdraw_test=('2a00a60650a453c65c356da748fec54084a197272137c440e7d52d08947357bf', 2213400),
+    real_train=('19d483256d24aef19e581b65eda8333fd918aef3eb733fe499ff384120e3a289', 4440944),
+    real_test=('2b3f75bcde309aeb5931292084b2162e936b5f189e3bb1ad716f0f74c460864c', 1911327),
+    sketch_train=('72f4bc6afa5702a1ccba800d0053c1427de87439dfaf246dbc9a2e71abfec54f', 1960222),
+    sketch_test=('3fb48fca18c507c4321f007c3f62b308ec232ff6928cbfe2af64e76ec366e840', 850581))
+
+def _remote(name:str)->RemoteFile:
+    "The record of a domain's archive, or of one of its lists"
+    if '_' in name: return RemoteFile(f'{_visda}domainnet/txt/{name}.txt', f'splits/{name}.txt', *_sums[name])
+    folder = 'groundtruth/' if name in ('clipart', 'painting') else ''
+    return RemoteFile(f'{_visda}{folder}{name}.zip', f'{name}.zip', *_sums[name], unpack='', gives=name)
+
+_domainnet_files = tuple(_remote(n) for n in _sums)
 
 # %% ../../nbs/pictures/28_domains.ipynb #b468d70e
 domainnet = DataSet(

@@ -20,7 +20,7 @@ import numpy as np
 from fastcore.basics import patch
 
 # %% ../../nbs/pictures/26_sources.ipynb #6b0b1110
-from ..data import BadData, Split, Task, check_names, clean_name, few_shot, fraction
+from ..data import BadData, Split, Task, check_names, clean_name, few_shot, fraction, read_file
 
 # %% ../../nbs/pictures/26_sources.ipynb #bcc0b34f
 @dataclass(frozen=True)
@@ -292,7 +292,7 @@ def to_split(
 # %% ../../nbs/pictures/26_sources.ipynb #2b2d57d5
 def _lines(path:Path, source:str='')->list:
     "Lines of a text file."
-    try: return path.read_text(encoding='utf8').removeprefix('\ufeff').splitlines()
+    try: return read_file(path).decode().removeprefix('\ufeff').splitlines()
     except UnicodeError as e: raise BadData(f'{path} is no text in UTF-8: expected lines of text') from e
     except FileNotFoundError as e:
         raise BadData(f'no list {path}' + (f'; obtain it from {source}' if source else '')) from e
@@ -316,10 +316,15 @@ def inside_root(
     name:str, # Path that a list or an archive names
     who:str, # Who names it, for the message
 )->str: # `name`
-    "Refuse a path that leaves its folder."
+    "Refuse a path that leaves its folder, or that names nothing"
     p = PurePosixPath(name.replace('\\', '/'))
     if p.is_absolute() or '..' in p.parts or re.match(r'[A-Za-z]:', name):
         raise BadData(f'{who}: {name[:80]!r} leaves the folder; expected a path below it')
+    if not p.parts: raise BadData(f'{who}: {name!r} names nothing; expected a path below the folder')
+    if re.search('[\x00-\x1f\x7f-\x9f\ud800-\udfff]', name):
+        raise BadData(
+            f'{who}: {name[:80]!r} has control characters, or is not UTF-8; expected a name that can be shown'
+        )
     return name
 
 # %% ../../nbs/pictures/26_sources.ipynb #7bc46ea6
@@ -358,7 +363,7 @@ def read_classnames(
 )->dict: # Folder name -> words; empty without the file
     "Read the table of class names beside the folders, if there is one."
     path, out = root/'classnames.txt', {}
-    if not os.path.isfile(path): return {}
+    if not os.path.lexists(path): return {}
     try: lines = _lines(path)
     except OSError as e:
         raise BadData(

@@ -150,38 +150,27 @@ _by_class = {'caltech101', 'oxford_pets', 'oxford_flowers', 'fgvc_aircraft'}
 
 # %% ../../nbs/pictures/30_ten.ipynb #ce26aab1
 _vgg = 'https://www.robots.ox.ac.uk/~vgg/data/'
-_files = dict(
-    oxford_pets=(
-        RemoteFile(f'{_vgg}pets/data/images.tar.gz', 'oxford_pets/images.tar.gz',
-                   '5c4f3ee8e5d25df40f4fd59a7f44e54c', 'oxford_pets', 'oxford_pets/images'),
-    ),
-    oxford_flowers=(
-        RemoteFile(f'{_vgg}flowers/102/102flowers.tgz', 'oxford_flowers/102flowers.tgz',
-                   '52808999861908f626f3c1f4e79d11fa', 'oxford_flowers', 'oxford_flowers/jpg'),
-    ),
-    food101=(
-        RemoteFile('http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz', 'food-101.tar.gz',
-                   '85eeb15f3717b99a5da872d97d918f87', '', 'food-101'),
-    ),
-    sun397=(
-        RemoteFile('http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz', 'sun397/SUN397.tar.gz',
-                   '8ca2778205c41d23104230ba66911c7a', 'sun397', 'sun397/SUN397'),
-    ),
-    dtd=(
-        RemoteFile(f'{_vgg}dtd/download/dtd-r1.0.1.tar.gz', 'dtd-r1.0.1.tar.gz',
-                   'fff73e5086ae6bdbea199a49dfb8a4c1', '', 'dtd'),
-    ),
-    eurosat=(
-        RemoteFile(
-            'https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip',
-            'eurosat/EuroSAT.zip',
-            'c8fa014336c82ac7804f0398fcb19387',
-            'eurosat',
-            'eurosat/2750',
-        ),
-    ))
+_eurosat = 'https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip'
+_files = dict(  # address; place; SHA-256, size; where it is unpacked, what comes out
+    oxford_pets=(f'{_vgg}pets/data/images.tar.gz', 'oxford_pets/images.tar.gz',
+                 '67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d', 791918971, 'oxford_pets',
+                 'oxford_pets/images'),
+    oxford_flowers=(f'{_vgg}flowers/102/102flowers.tgz', 'oxford_flowers/102flowers.tgz',
+                    '2d01ecc807db462958cfe3d92f57a8c252b4abd240eb955770201e45f783b246', 344862509,
+                    'oxford_flowers', 'oxford_flowers/jpg'),
+    food101=('https://data.vision.ee.ethz.ch/cvl/food-101.tar.gz', 'food-101.tar.gz',
+             'd97d15e438b7f4498f96086a4f7e2fa42a32f2712e87d3295441b2b6314053a4', 4996278331, '', 'food-101'),
+    sun397=('https://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz', 'sun397/SUN397.tar.gz',
+            'f404130965a7ad77bed5ececc71e720ab50f3cc1e1bb257257610d38f3b928ec', 39077296924, 'sun397',
+            'sun397/SUN397'),
+    dtd=(f'{_vgg}dtd/download/dtd-r1.0.1.tar.gz', 'dtd-r1.0.1.tar.gz',
+         'e42855a52a4950a3b59612834602aa253914755c95b0cff9ead6d07395f8e205', 625239812, '', 'dtd'),
+    eurosat=(_eurosat, 'eurosat/EuroSAT.zip',
+             '8ebea626349354c5328b142b96d0430e647051f26efc2dc974c843f25ecf70bd', 94280567, 'eurosat',
+             'eurosat/2750'),
+)
+_files = {k: (RemoteFile(*v),) for k,v in _files.items()}
 
-# %% ../../nbs/pictures/30_ten.ipynb #dc6e229c
 def _one(name, title, folder, images, split, n, k, template, terms, source)->DataSet:
     "The record of one of the ten."
     meta = dict(template=template, metric='accuracy') | (

@@ -19,7 +19,7 @@ from torch import Tensor
 
 # %% ../../nbs/pictures/29_wrapped.ipynb #a15e7b02
 from ..data import BadData, Split
-from .fetch import RemoteFile, file_md5
+from .fetch import RemoteFile, file_hash
 from .sources import (DataSet, Pool, Protocol, class_words, find_folder, name_key,
                                        scan_classes, to_split)
 
@@ -47,19 +47,24 @@ cifar100_groups = {
                  'vehicles 2': 'lawn_mower rocket streetcar tank tractor'}.items()}
 
 # %% ../../nbs/pictures/29_wrapped.ipynb #918e488a
-_cifar_md5 = dict(train='16019d7e3df5f24257cddd939b257f8d', test='f0ef6b0ae62326f3e7ffdfab6717acfc',
-                  meta='7973b15100ade9c7d40fb424638fde48')
+_cifar_sums = dict( # SHA-256
+    train='735e79b04f092ca3d2e6d07f368c0a7d70d48c48d28865950cc24454cf45129b',
+    test='4b67687d9933c4db8f0831104447f15b93774f4f464bd0516f0f0f2ac83b7864',
+    meta='a5d4786345c961390f865e93b434dbd5c6904ce880667e0cb888c97d449f28b9')
 _toronto = 'https://www.cs.toronto.edu/~kriz/cifar.html'
 
-def _cifar_files(root:Path, md5:Mapping)->dict:
+def _cifar_files(root:Path, sums:Mapping)->dict:
     "Part -> images, labels and class names, from torchvision's folder."
     from torchvision.datasets import CIFAR100
     folder = root if root.name=='cifar-100-python' else root/'cifar-100-python'
-    for name,sum_ in md5.items():
+    for name,sum_ in sums.items():
         if not (folder / name).is_file():
             raise BadData(f'no file {name} in {folder}; obtain CIFAR-100 (python version) from {_toronto}')
-        if (got := file_md5(folder / name)) != sum_:
-            raise BadData(f'{folder/name} has MD5 {got}, expected {sum_}: damaged, or not the published file')
+        got = file_hash(folder/name)
+        if got != sum_:
+            raise BadData(
+                f'{folder/name} has SHA-256 {got}, expected {sum_}: damaged, or not the published file')
+    md5 = {name: file_hash(folder/name, 'md5') for name in sums}
     kind = type(
         'CIFAR100',
         (CIFAR100,),
@@ -84,13 +89,13 @@ def _cifar_folders(root:Path, groups:Mapping)->list:
 def scan_cifar100(
     root:str|Path, # Folder that holds `cifar-100-python`, or `train` and `test`
     protocol:Protocol, # Not looked at
-    md5:Mapping=_cifar_md5, # Checksums that the files must have
+    sums:Mapping=_cifar_sums, # SHA-256 that the files must have
 )->list: # 20 `Pool`s
     "CIFAR-100 as tasks of 5 classes, from torchvision's files or from class folders."
     root = Path(root).expanduser()
     if root.name != 'cifar-100-python' and not (root / 'cifar-100-python').is_dir():
         return _cifar_folders(root, cifar100_groups)
-    sets = _cifar_files(root, md5)
+    sets = _cifar_files(root, sums)
     def _split(k, classes):
         x, y, names = sets[k]
         own = np.array([names.index(c) for c in classes])
@@ -111,7 +116,8 @@ cifar100 = DataSet(
     terms='none stated by its authors; research',
     files=(
         RemoteFile('https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz', 'cifar-100-python.tar.gz',
-                   'eb9058c3a382ffc7106e4002c42a8d85', unpack='', gives='cifar-100-python'),
+                   '85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7', 169001437, unpack='',
+                   gives='cifar-100-python'),
     ))
 
 # %% ../../nbs/pictures/29_wrapped.ipynb #ada8f84d
