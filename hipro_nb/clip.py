@@ -169,7 +169,7 @@ def _check_zip(z:zipfile.ZipFile, size:int)->None:
     if unpacked > size + _most_pickle:
         raise pickle.UnpicklingError(f'an archive of {size:,} bytes that unpacks to {unpacked:,}')
 
-def _zipped(file, size:int)->dict:
+def _zipped(file, size:int)->object:
     "What `torch.save` wrote, or a TorchScript archive's attributes by name"
     with zipfile.ZipFile(file) as z:
         _check_zip(z, size)
@@ -196,7 +196,7 @@ def _attributes(node:_Shell, top:str=''):
         elif isinstance(v, _Shell): yield from _attributes(v, f'{top}{k}.')
 
 # %% ../nbs/paper/02_clip.ipynb #f782f533
-def _legacy(file, size:int)->dict:
+def _legacy(file, size:int)->object:
     "What `torch.save` wrote before PyTorch 1.6: pickles one after the other, then the bytes of all storages"
     def _nothing(*_): raise pickle.UnpicklingError('a tensor out of place')
     if _Pickle(file, _nothing).load() != 0x1950A86A20F9469CFC6C:
@@ -526,7 +526,7 @@ def _need_transformers(who:str)->None:
     except ImportError as e:
         raise BadData(
             f"{who}: its tokenizer or its text tower is of Hugging Face's transformers, which is not there"
-            f" ({e}); pip install 'hipro_nb[hf]'") from e
+            f" ({e}); pip install '.[hf]'") from e
 
 def _tokenizer(where:str, path:Path|None, who:str)->Callable:
     "The tokenizer of an architecture: from `path`, or as open_clip finds it"
