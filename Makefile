@@ -13,11 +13,11 @@ ARGS ?=
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(N) --dist loadgroup --durations 8
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu lab export clean readme docs
+.PHONY: help demo test test-slow test-gpu test-matrix lab export clean readme docs
 .DELETE_ON_ERROR:
 
 help: ## This list
-	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 demo: $(READY) ## The embedded benchmark, 3 seeds: a table, an affinity heat map and a task tree, in runs/
 	$(BIN)/hipro_demo $(ARGS)
@@ -31,6 +31,9 @@ test-slow: $(READY) ## What is flagged slow: cells that really train
 test-gpu: $(READY) ## What is flagged gpu: needs a CUDA device
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "make test-gpu: torch sees no CUDA device on this machine"; exit 1; }
 	$(PYTEST) -n 1 --gpu -m gpu $(ARGS)
+
+test-matrix: $(READY) ## The tests as other machines would run them; ARGS="--help" says how
+	$(BIN)/python tools/matrix.py --jobs $(N) $(ARGS)
 
 lab: $(READY) ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs
@@ -48,7 +51,7 @@ docs: $(READY) readme ## The site, into _docs/ (needs Quarto)
 	@command -v quarto >/dev/null || { echo "make docs needs Quarto (https://quarto.org/docs/get-started/), which pip does not install."; \
 	  echo "Without it, 'make test ARGS=\"-k docs\"' checks that the notebooks process and that links and references resolve."; exit 1; }
 	touch README.md
-	PATH="$(abspath $(BIN)):$$PATH" nbdev_docs
+	PATH="$$(cd "$(BIN)" && pwd):$$PATH" nbdev_docs
 
 $(READY): settings.ini setup.py pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python 3.10 or newer with venv and ensurepip found; name one: make PYTHON=/path/to/python3"; exit 1; }

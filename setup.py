@@ -1,4 +1,6 @@
 "Builds the package from `settings.ini`, the one place where nbdev keeps a project's facts."
+import os
+import tempfile
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -10,6 +12,10 @@ config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 statuses = ["1 - Planning", "2 - Pre-Alpha", "3 - Alpha", "4 - Beta", "5 - Production/Stable"]
 lib = cfg["lib_name"]
+options = {}
+if not os.access(here, os.W_OK):  # a read-only clone: what setuptools builds on the way goes elsewhere
+    elsewhere = tempfile.TemporaryDirectory(prefix=f"{lib}-build-")  # until this process ends
+    options = {"build": {"build_base": elsewhere.name}, "egg_info": {"egg_base": elsewhere.name}}
 
 setuptools.setup(
     name=lib,
@@ -42,4 +48,5 @@ setuptools.setup(
         "nbdev": [f"{lib}={lib}._modidx:d"],  # where nbdev looks up what a name in backticks links to
     },
     zip_safe=False,
+    options=options,
 )

@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'DEAREST', 'image_ids', 'paired_hits', 'image_interval', 'measured', 'trained_numbers', 'chosen_methods',
-           'runnable', 'comparison_folder', 'train_one', 'usual_jobs', 'Workers', 'fits_to_do', 'train_missing',
+           'runnable', 'without_effect', 'comparison_record', 'comparison_folder', 'warn_of_old', 'Fit', 'Given',
+           'SeedData', 'train_one', 'free_gib', 'usual_jobs', 'Workers', 'fits_to_do', 'Plan', 'train_missing',
            'MethodTable', 'read_runs', 'read_table', 'reported_averages', 'save_table', 'run_compare', 'hipro_compare',
            'compare_settings']
 
 # %% ../nbs/running/71_compare.ipynb #ab353e28
-import csv, hashlib, importlib.util, io, json, multiprocessing, os, pickle, shutil, signal, sys, threading, time, traceback, warnings
+import csv, hashlib, importlib.util, io, json, math, multiprocessing, os, pickle, shutil, signal, sys, threading, time, traceback, warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from html import escape
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Literal, TypedDict
 
 # %% ../nbs/running/71_compare.ipynb #7ea4de1b
 import numpy as np
@@ -25,14 +26,20 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 # %% ../nbs/running/71_compare.ipynb #5cdf5d6e
-from .data import (BadData, FeatureStore, FrozenCLIP, check_writable, load_tensors, safe_name,
-                           write_atomic)
+from .data import (BadData, FeatureStore, FrozenCLIP, Plain, as_kind, check_writable, read_json,
+                           safe_name, write_atomic)
+from .escape import (csv_text, html_table, latex_rows, markdown_table, markdown_text, plain_text,
+                             text_table)
 from .train import NonFiniteLoss, TrainConfig
-from .views import encode_views, warn_of_leaks
+from .views import encode_views, own_cores, warn_of_leaks
 from .hipro import Interval, Method, Result, compare
-from .cli import (EMBEDDED, METHODS, RunSettings, _about_to_run, _look, check_apart, memory_hint,
-                          new_method, open_model, parse_seeds, peak_mib, pick_device, run_command, run_record,
-                          usual_training)
+from .tree import TaskTree
+from .baselines import RUN_OPTIONS, run_options
+from .cli import (EMBEDDED, METHODS, RunSettings, _about_to_run, _look, check_apart, check_seed, hold,
+                          memory_hint)
+from .cli import (new_method, open_model, option_word, parse_seeds, peak_mib, pick_device,
+                          run_command, run_record)
+from .cli import seed_record, warn_of_val
 
 # %% ../nbs/running/71_compare.ipynb #4b88793d
 def image_ids(
@@ -174,14 +181,42 @@ def runnable(
 )->tuple: # Names that can be run, and the reason for each of the others
     """Asks every method before any is trained: its packages, its settings, its needs of the model and of the
     tasks"""
-    why = {n: _why_not(METHODS[n], clip, replace(settings, method=n), tasks) for n in names}
+    why = {n: _why_not(METHODS[n], clip, settings.for_method(n), tasks) for n in names}
     out = {n: w for n,w in why.items() if w is not None}
     if out and strict: raise BadData('; '.join(f'{n} cannot be run: {w}' for n,w in out.items()))
     if len(out) == len(why):
         raise BadData('no method can be run: ' + '; '.join(f'{n}: {w}' for n, w in out.items()))
     return [n for n in names if n not in out], out
 
+# %% ../nbs/running/71_compare.ipynb #d456d05c
+def without_effect(
+    names:Sequence, # Methods of a comparison
+    settings:RunSettings, # What is run
+)->str: # A line; empty where every option takes effect in every method
+    """Which of the options that were given change nothing in which methods; `BadData` for one that changes
+    nothing at all"""
+    idle = {}
+    for k in RUN_OPTIONS:
+        if getattr(settings, k) is None: continue
+        left = [n for n in names if k not in run_options(METHODS[n])]
+        who = ', '.join(names)
+        if len(left) == len(names):
+            raise BadData(
+                f'{option_word(k)} {getattr(settings, k)}: it would change nothing in {who}; expected none')
+        if left: idle.setdefault(', '.join(left), []).append(option_word(k))
+    return '; '.join(f"without effect in {who}: {', '.join(options)}" for who,options in idle.items())
+
 # %% ../nbs/running/71_compare.ipynb #04082839
+def comparison_record(
+    settings:RunSettings, # What is run; its method does not matter
+    clip:FrozenCLIP, # The frozen model
+    tasks:Sequence, # Tasks of one seed
+)->dict: # `settings`, `clip`, `tasks` and `files`
+    "What `run.json` says: what all methods have in common. Without `n_ctx` each has its own"
+    record = run_record(replace(settings, method='hipro'), clip, tasks)
+    own = {k: v for k,v in record['settings'].items() if k != 'method'}
+    return record | dict(settings=own | dict(n_ctx=settings.n_ctx))
+
 def comparison_folder(
     out:str|Path, # Folder of runs
     record:dict, # What `run.json` says
@@ -192,55 +227,144 @@ def comparison_folder(
     return Path(out) / safe_name(
         f"{Path(record['settings']['data']).name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
 
+def warn_of_old(
+    out:str|Path, # Folder of runs
+    settings:RunSettings, # What is run
+    record:dict, # What `run.json` says
+)->None:
+    "Says where version 0.1.0 kept the runs of the same command"
+    own = record['settings'] | dict(n_ctx=settings.n_ctx or 16, dtype=settings.dtype)
+    clip = {k: record['clip'][k] for k in ('name', 'key')}
+    old = comparison_folder(out, record | dict(settings=own, clip=clip))
+    if old.exists():
+        warnings.warn(
+            f'{old} holds runs of version 0.1.0, which do not say what they were made with: they stay there'
+            ' and are not used')
 
+# %% ../nbs/running/71_compare.ipynb #cacc1729
+@dataclass(frozen=True)
+class Fit:
+    "One method and one seed of a comparison"
+    name:str # Key of `METHODS`
+    seed:int # Its seed
+    wanted:Sequence # All methods of the comparison: views of HiPro among them come with it
+    settings:RunSettings # What is run; its method does not matter
+    folder:Path # Folder of the comparison
+
+    @property
+    def part(self)->Path: # It need not be there
+        "Folder of this run"
+        return self.folder/self.name/f'seed{self.seed}'
+
+@patch
+def method(self:Fit,
+    clip:FrozenCLIP|None, # The frozen model
+)->Method: # Not fitted yet
+    "Its method, with the options that this has a use for"
+    return new_method(self.settings.for_method(self.name), clip, self.seed)
+
+@patch
+def record(self:Fit,
+    about:dict, # What `seed_record` says of the seed
+)->dict: # The same of this method
+    "What the files of this run say of themselves"
+    return about | dict(settings=self.settings.for_method(self.name).record(about['clip']['dtype']))
+
+# %% ../nbs/running/71_compare.ipynb #9d2e773a
 def _finished(folder: Path, method: str, seed: int) -> bool:
     return (folder / method / f'seed{seed}' / 'results.json').exists()
 
 
-def _store_run(folder:Path, name:str, seed:int, method:Method, result:Result)->None:
+class _Cost(TypedDict, total=False):
+    parameters:int|None
+    seconds:float|None
+    cpu_seconds:float|None
+    peak_mib:float|None
+    resumed:bool
+    trained_with:str|None
+
+class _CostOfRun(TypedDict):
+    seconds:float
+    peak_mib:float|None
+    resumed:bool
+
+def _read_result(path:Path)->list:
+    "A run's only `Result`; `BadData` for a file of another kind"
+    try:
+        r = Result.from_dict(read_json(path, dict[str,Plain]), path)
+        if 'cost' not in r.facts: raise BadData('it does not say what it cost')
+        for kind in (_Cost, _CostOfRun): as_kind(r.facts['cost'], kind, 'cost')
+    except BadData as e: raise BadData(f'{path} is not what hipro_compare writes: {e}') from None
+    return [r]
+
+def _check_run(fit:Fit, about:dict)->None:
+    """Refuses a finished run that was made with something else, or is damaged; `about` may be without the
+    images"""
+    if not check_seed(fit.part, fit.record(about), _read_result):
+        raise BadData(
+            f'{fit.part} does not say what it was made with, as runs of version 0.1.0; without this folder it'
+            ' is made again')
+
+def _store_run(fit:Fit, method:Method, result:Result, about:dict)->None:
     "Writes a finished run, `results.json` last"
-    part = folder/name/f'seed{seed}'
-    method.save(part/'model.safetensors')
-    write_atomic(part/'results.json', json.dumps(asdict(result), ensure_ascii=False))
-    shutil.rmtree(part/'checkpoint', ignore_errors=True)
+    own = fit.record(about)
+    method.save(fit.part/'model.safetensors', own)
+    said = replace(result, facts=result.facts | dict(record=own))
+    write_atomic(fit.part/'results.json', json.dumps(asdict(said), ensure_ascii=False))
+    shutil.rmtree(fit.part/'checkpoint', ignore_errors=True)
 
 # %% ../nbs/running/71_compare.ipynb #0c9ee075
+@dataclass(frozen=True)
+class Given:
+    "What a fit works on"
+    tasks:Sequence # Of images or of features, as the method has it
+    ids:dict # Identities of every task's test images
+    about:dict # What `seed_record` says of the seed
+
 def _with_cost(r:Result, method:Method, cost:dict, **more)->Result:
     "The result with what it cost among its facts"
     return replace(r, facts=r.facts | dict(cost=cost | dict(parameters=trained_numbers(method)) | more))
 
-def _fit_one(method:Method, name:str, wanted:Sequence, given:Sequence, ids:dict, seed:int, folder:Path, progress:bool)->Result:
+def _fit_one(fit:Fit, method:Method, given:Given, progress:bool)->Result:
     "Fits a method on what it works on, tests and stores it and its views"
-    part = folder/name/f'seed{seed}'
-    resumed = (part/'checkpoint').exists()
-    _, cost = measured(
-        lambda: method.fit(given, checkpoint=part / 'checkpoint', progress=progress), method.clip.device)
-    views = [
-        (n, method.select(VIEWS[n]))
-        for n in wanted
-        if n in VIEWS and name == 'hipro' and len(given) > 1 and not _finished(folder, n, seed)]
-    for n,m in [*views, (name, method)]:
-        result = _identify(m.evaluate(given, keep=True), ids)
-        result = _with_cost(result, m, cost, resumed=resumed, trained_with=name if n != name else None)
-        _store_run(folder, n, seed, m, result)
+    resumed = (fit.part/'checkpoint').exists()
+    _, cost = measured(lambda: method.fit(given.tasks, fit.part/'checkpoint', progress), method.clip.device)
+    brings = fit.name == 'hipro' and len(given.tasks) > 1
+    views = [n for n in fit.wanted if brings and n in VIEWS and not _finished(fit.folder, n, fit.seed)]
+    for n in [*views, fit.name]:
+        m = method.select(VIEWS[n]) if n in views else method
+        result = _identify(m.evaluate(given.tasks, keep=True), given.ids)
+        result = _with_cost(
+            result, m, cost, resumed=resumed, trained_with=fit.name if n != fit.name else None)
+        _store_run(replace(fit, name=n), m, result, given.about)
     return result
 
+# %% ../nbs/running/71_compare.ipynb #d54da5b2
+@dataclass(frozen=True)
+class SeedData:
+    "What the methods of a comparison learn from with one seed"
+    tasks:Sequence # Tasks of images
+    features:Sequence # The same as features
+    about:dict # What `seed_record` says of them
+
+@patch
+def given(self:SeedData,
+    fit:Fit, # One of this seed
+    method:Method, # Its method
+)->Given: # For `_fit_one`
+    "What one of the methods works on"
+    tasks = self.tasks if method.needs_images else self.features
+    return Given(list(tasks), _test_ids(self.tasks, fit.settings.root or fit.settings.data), self.about)
+
 def train_one(
-    name:str, # Name of the method
-    wanted:Sequence, # All names of the comparison: views of HiPro among them come with it
+    fit:Fit, # Method, seed, settings, folder
     clip:FrozenCLIP, # The frozen model
-    tasks:Sequence, # Tasks of images
-    features:Sequence, # The same tasks as features
-    settings:RunSettings, # What is run
-    seed:int, # Its seed
-    folder:Path, # Folder of the comparison
+    data:SeedData, # What is there to learn from
     progress:bool = True, # Show progress bars?
 )->Result: # Of the method itself
     "Trains one method with one seed, stores it, and stores the views that come with it"
-    method = new_method(replace(settings, method=name), clip, seed)
-    ids = _test_ids(tasks, settings.root or settings.data)
-    return _fit_one(
-        method, name, wanted, list(tasks if method.needs_images else features), ids, seed, folder, progress)
+    method = fit.method(clip)
+    return _fit_one(fit, method, data.given(fit, method), progress)
 
 # %% ../nbs/running/71_compare.ipynb #7b1f02c6
 def _place(data:str, out:str|Path, device:str, jobs:int|None, report:str|None=None, store:str|None=None)->dict:
@@ -252,22 +376,27 @@ def _place(data:str, out:str|Path, device:str, jobs:int|None, report:str|None=No
     device = pick_device(device)
     return dict(device=device, jobs=usual_jobs(device) if jobs is None else jobs)
 
+# %% ../nbs/running/71_compare.ipynb #61c74bff
+def free_gib(
+    meminfo:str|Path = '/proc/meminfo', # Where Linux tells it
+)->float: # GiB; infinite where it is not known
+    "Memory that is free"
+    try: lines = Path(meminfo).read_text(encoding='utf8').splitlines()
+    except OSError: return math.inf
+    found = [int(line.split()[1]) for line in lines if line.startswith('MemAvailable')]
+    return found[0] / 2**20 if found else math.inf
+
 def usual_jobs(
     device:str = 'cpu', # Where is computed
+    cores:int|None = None, # `own_cores()` if None
+    free:float|None = None, # GiB; `free_gib()` if None
 )->int: # Processes; 0 for none
     """A fit for each core of a CPU, as far as free memory reaches (2 GiB each); on a GPU one after the other
     in this process"""
     if not str(device).startswith('cpu'): return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    try:
-        free = (
-            next(
-                int(l.split()[1])
-                for l in Path('/proc/meminfo').read_text(encoding='utf8').splitlines()
-                if l.startswith('MemAvailable'))
-            / 2**20)
-    except (OSError, StopIteration): return cores
-    return max(1, min(cores, int(free / 2)))
+    cores = own_cores() if cores is None else cores
+    free = free_gib() if free is None else free
+    return int(max(1, min(cores, free // 2)))
 
 # %% ../nbs/running/71_compare.ipynb #7b1f02c9
 def _alone()->None:
@@ -286,16 +415,16 @@ def _heed(pipe)->None:
         else: signal.raise_signal(signal.SIGINT)
     threading.Thread(target=watch, daemon=True).start()
 
-def _outcome(name:str, wanted:Sequence, settings:RunSettings, seed:int, folder:Path, data:bytes, device:str, progress:bool)->str|Exception:
+def _outcome(fit:Fit, data:bytes, device:str, progress:bool)->str|Exception:
     "One fit: a line about it, or what went wrong"
     try:
-        given, ids = pickle.loads(data)
-        method = new_method(replace(settings, method=name), open_model(settings.model, settings.pretrained, device), seed)
-        r = _fit_one(method, name, wanted, given, ids, seed, folder, progress)
+        given = Given(**pickle.loads(data))
+        method = fit.method(open_model(fit.settings.model, fit.settings.pretrained, device))
+        r = _fit_one(fit, method, given, progress)
         return f"{r.method} {r.averages[0]:.2f} ({r.facts['cost']['seconds']:.0f} s)"
     except (BadData, NonFiniteLoss, OSError) as e: return e
     except torch.OutOfMemoryError as e: return BadData(memory_hint(e))
-    except Exception: return RuntimeError(f'seed {seed}, {name}:\n{traceback.format_exc()}')
+    except Exception: return RuntimeError(f'seed {fit.seed}, {fit.name}:\n{traceback.format_exc()}')
 
 # %% ../nbs/running/71_compare.ipynb #7b1f02d1
 class Workers:
@@ -323,7 +452,7 @@ def _serve()->None:
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 # %% ../nbs/running/71_compare.ipynb #7b1f02e9
-def _work(pipe, name:str, wanted:Sequence, settings:RunSettings, seed:int, folder:Path, device:str, progress:bool)->None:
+def _work(pipe, fit:dict, device:str, progress:bool)->None:
     "A process: gets its data, fits, sends what became of it and the warnings"
     try:
         _alone()
@@ -332,7 +461,7 @@ def _work(pipe, name:str, wanted:Sequence, settings:RunSettings, seed:int, folde
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter('ignore')
             warnings.filterwarnings('always', category=UserWarning, module='hipro_nb')
-            out = _outcome(name, wanted, settings, seed, folder, data, device, progress)
+            out = _outcome(Fit(**fit), data, device, progress)
         signal.signal(signal.SIGINT, signal.SIG_IGN) # all is done and stored
     except (KeyboardInterrupt, EOFError): return # stopped, maybe before there were data
     with suppress(OSError): pipe.send((out, [str(w.message) for w in heard]))
@@ -340,7 +469,7 @@ def _work(pipe, name:str, wanted:Sequence, settings:RunSettings, seed:int, folde
 @patch
 def start(self:Workers,
     job:object, # What `next` gives back with the outcome
-    data:bytes, # Pickled tasks and identities of test images
+    data:bytes, # The pickled fields of a `Given`
     *args, # For `_work`, after the pipe
 ):
     "Start a process and give it its data"
@@ -406,92 +535,124 @@ def fits_to_do(
     return sorted(own, key=lambda n: DEAREST.index(n) if n in DEAREST else -1)
 
 # %% ../nbs/running/71_compare.ipynb #87685473
-def _seed_data(settings:RunSettings, clip:FrozenCLIP, seed:int, store:FeatureStore, progress:bool)->tuple:
-    "Tasks of one seed, as images and as features"
-    tasks = settings.tasks(seed)
-    return tasks, encode_views(clip, tasks, settings.views or 1, seed, store, progress=progress)
+@dataclass(frozen=True)
+class Plan:
+    "What a comparison trains, and where"
+    names:Sequence # Methods
+    settings:RunSettings # What is run
+    clip:FrozenCLIP # The frozen model
+    folder:Path # Folder of the comparison
+    record:dict # What its `run.json` says
+    store:FeatureStore # Where image features are kept
+    strict:bool = True # Is a method that fails an error? Else it is left out
+    progress:bool = True # Show progress bars?
 
-def _train_here(names, seed, settings, clip, folder, data, failed, strict, progress):
+@patch
+def fit(self:Plan,
+    name:str, # Method
+    seed:int, # Seed
+)->Fit: # Which is finished, or is to be done
+    "One of its fits"
+    return Fit(name, seed, self.names, self.settings, self.folder)
+
+@patch
+def data(self:Plan,
+    seed:int, # Seed
+    tasks:Sequence, # Its tasks
+)->SeedData: # For all its methods
+    "What there is to learn from with one seed"
+    features = encode_views(
+        self.clip, tasks, self.settings.views or 1, seed, self.store, progress=self.progress)
+    return SeedData(tasks, features, seed_record(self.record, seed, tasks))
+
+# %% ../nbs/running/71_compare.ipynb #7c46fc10
+def _train_here(plan:Plan, seed:int, data:SeedData, failed:dict)->None:
     "One fit after the other, HiPro before its views"
-    for n in sorted(names, key=lambda n: n in VIEWS):
-        if _finished(folder, n, seed) or n in failed: continue
-        try: r = train_one(n, names, clip, *data, settings, seed, folder, progress)
+    for n in sorted(plan.names, key=VIEWS.__contains__):
+        if _finished(plan.folder, n, seed) or n in failed: continue
+        try: r = train_one(plan.fit(n, seed), plan.clip, data, plan.progress)
         except (BadData, NonFiniteLoss, torch.OutOfMemoryError) as e:
-            if strict: raise
+            if plan.strict: raise
             failed[n] = memory_hint(e) if isinstance(e, torch.OutOfMemoryError) else str(e)
-            print(f'seed {seed}: {n} left out: {failed[n]}', flush=True); continue
+            print(f'seed {seed}: {n} left out: {failed[n]}', flush=True)
+            continue
         print(f"seed {seed}: {r.method} {r.averages[0]:.2f} ({r.facts['cost']['seconds']:.0f} s)", flush=True)
 
-def _packed(names, seed, settings, clip, folder, data)->list:
-    "The fits of a seed that are to be done, `(name, seed, bytes)`"
-    tasks, features = data
-    ids, packs = _test_ids(tasks, settings.root or settings.data), {}
-    def pack(name):
-        "Tasks of the kind that the method works on"
-        images = new_method(replace(settings, method=name), clip, seed).needs_images
-        if images not in packs: packs[images] = pickle.dumps((list(tasks if images else features), ids))
-        return packs[images]
-    return [(n, seed, pack(n)) for n in fits_to_do(names, seed, folder, len(tasks) > 1)]
+def _packed(plan:Plan, seed:int, data:SeedData)->list:
+    "The fits of a seed that are to be done, `(fit, bytes)`"
+    packs, jobs = {}, []
+    for name in fits_to_do(plan.names, seed, plan.folder, len(data.tasks) > 1):
+        fit = plan.fit(name, seed)
+        method = fit.method(plan.clip)
+        kind = method.needs_images # tasks of one kind are packed once
+        if kind not in packs: packs[kind] = pickle.dumps(vars(data.given(fit, method)))
+        jobs.append((fit, packs[kind]))
+    return jobs
 
 # %% ../nbs/running/71_compare.ipynb #7b1f02d5
-def _train_apart(names, fits, settings, folder, failed, jobs, strict, progress, device):
-    "`jobs` fits at a time, from an iterator of `(name, seed, bytes)`; a line for each that ends"
+def _train_apart(plan:Plan, fits, failed:dict, jobs:int)->None:
+    "`jobs` fits at a time, from an iterator of `(fit, bytes)`; a line for each that ends"
     workers, again = Workers(), []
     def start():
         "Fill up to `jobs` processes"
         while len(workers.running) < jobs:
             job = again.pop() if again else next(fits, None)
             if job is None: return
-            if job[0] not in failed:
-                workers.start(
-                    job, job[2], job[0], names, settings, job[1], folder, device, progress and jobs == 1)
+            fit, data = job
+            if fit.name not in failed:
+                workers.start(job, data, vars(fit), str(plan.clip.device), plan.progress and jobs == 1)
     try:
         start()
         while workers.running:
-            (name, seed, data), out, heard = workers.next()
+            (fit, data), out, heard = workers.next()
             for text in dict.fromkeys(heard): warnings.warn(text)
             if not isinstance(out, Exception):
-                tqdm.write(f'seed {seed}: {out}', file=sys.stdout)
+                tqdm.write(f'seed {fit.seed}: {out}', file=sys.stdout)
                 sys.stdout.flush()
-            elif strict or not isinstance(out, (BadData, NonFiniteLoss)): raise out
+            elif plan.strict or not isinstance(out, (BadData, NonFiniteLoss)): raise out
             else:
-                failed[name] = str(out)
-                print(f'seed {seed}: {name} left out: {out}', flush=True)
-                if name == 'hipro':
-                    again += [(n, seed, data) for n in VIEWS if n in names and not _finished(folder, n, seed)]
+                failed[fit.name] = str(out)
+                print(f'seed {fit.seed}: {fit.name} left out: {out}', flush=True)
+                if fit.name == 'hipro':
+                    again += [
+                        (plan.fit(n, fit.seed), data)
+                        for n in plan.names
+                        if n in VIEWS and not _finished(plan.folder, n, fit.seed)]
             start()
     finally: workers.stop()
 
 # %% ../nbs/running/71_compare.ipynb #7b1f02f2
+def _check_seed(plan:Plan, seed:int, tasks:Sequence)->None:
+    "Refuses finished runs of a seed that were made with other settings or images"
+    done = [n for n in plan.names if _finished(plan.folder, n, seed)]
+    if not done: return
+    about = seed_record(plan.record, seed, tasks)
+    for n in done: _check_run(plan.fit(n, seed), about)
+
+def _missing(plan:Plan, seeds:Sequence):
+    "Seeds with something to do, and their data"
+    leaks, drawn = False, plan.settings.data in EMBEDDED # drawn by code, the same for the same seed
+    for seed in seeds:
+        done = all(_finished(plan.folder, n, seed) for n in plan.names)
+        tasks = None if done and drawn else plan.settings.tasks(seed)
+        if tasks is not None: _check_seed(plan, seed, tasks)
+        if done: print(f'seed {seed}: finished before', flush=True)
+        else:
+            if not leaks and not drawn: leaks = warn_of_leaks(tasks, plan.progress)
+            yield seed, plan.data(seed, tasks)
+
 def train_missing(
-    names:Sequence, # Methods
+    plan:Plan, # Methods, settings, folder
     seeds:Sequence, # Seeds
-    settings:RunSettings, # What is run
-    clip:FrozenCLIP, # The frozen model
-    folder:Path, # Folder of the comparison
-    store:FeatureStore, # Where image features are kept
-    strict:bool = True, # Is a method that fails an error? Else it is left out
-    progress:bool = True, # Show progress bars?
     jobs:int = 0, # Fits at a time, each in a process of its own that opens the model that `settings` names; 0: in this process
 )->dict: # Reason for each method that failed
     "Trains what is not finished, seed by seed"
     failed = {}
-    def missing():
-        "Seeds with something to do"
-        leaks = False
-        for seed in seeds:
-            if all(_finished(folder, n, seed) for n in names):
-                print(f'seed {seed}: finished before', flush=True)
-            else:
-                data = _seed_data(settings, clip, seed, store, progress)
-                leaks = leaks or settings.data not in EMBEDDED and warn_of_leaks(data[0], progress)
-                yield seed, data
     if jobs:
-        fits = (job for seed,data in missing() for job in _packed(names, seed, settings, clip, folder, data))
-        _train_apart(names, fits, settings, folder, failed, jobs, strict, progress, str(clip.device))
+        fits = (job for seed,data in _missing(plan, seeds) for job in _packed(plan, seed, data))
+        _train_apart(plan, fits, failed, jobs)
     else:
-        for seed, data in missing():
-            _train_here(names, seed, settings, clip, folder, data, failed, strict, progress)
+        for seed,data in _missing(plan, seeds): _train_here(plan, seed, data, failed)
     return failed
 
 # %% ../nbs/running/71_compare.ipynb #e5e7c957
@@ -528,23 +689,17 @@ def measure_gains(self:MethodTable)->MethodTable: # With `gains`
 # %% ../nbs/running/71_compare.ipynb #7b1f02f6
 def _read_run(folder:Path, name:str, seed:int)->Result:
     "A finished run; `BadData` that names the damaged file"
-    part = folder/name/f'seed{seed}'
-    try:
-        r = Result.from_json((part/'results.json').read_text(encoding='utf8'))
-        if 'cost' not in r.facts: raise BadData('it does not say what it cost')
-    except (OSError, ValueError, TypeError) as e:
-        raise BadData(
-            f"{part/'results.json'} is not what hipro_compare writes: {e}. Without the folder {part} this run"
-            " is made again") from None
-    return r
+    r, = _read_result(folder/name/f'seed{seed}'/'results.json')
+    # that of the comparison stands beside it
+    return replace(r, facts={k: v for k,v in r.facts.items() if k != 'record'})
 
-def _check_finished(folder:Path, names:Sequence, seeds:Sequence)->None:
-    "Reads what is finished, before other runs are made to stand beside it"
-    for n,s in ((n, s) for n in names for s in seeds if _finished(folder, n, s)):
-        _read_run(folder, n, s)
-        try: load_tensors(folder / n / f'seed{s}' / 'model.safetensors')
-        except BadData as e:
-            raise BadData(f"{e}. Without the folder {folder/n/f'seed{s}'} this run is made again") from None
+def _check_finished(plan:Plan, seeds:Sequence)->None:
+    """Reads what is finished, before other runs are made to stand beside it; what was made with something
+    else is refused"""
+    for s in seeds:
+        about = dict(seed=s, **{k: plan.record[k] for k in ('settings', 'clip', 'files')})
+        for n in plan.names:
+            if _finished(plan.folder, n, s): _check_run(plan.fit(n, s), about)
 
 # %% ../nbs/running/71_compare.ipynb #0d932e70
 def _mean_cpu(cost:Sequence)->float|None:
@@ -566,7 +721,7 @@ def read_runs(
         costs[n] = cost[0] | dict(seconds=float(np.mean([c['seconds'] for c in cost])),
                                   cpu_seconds=_mean_cpu(cost), peak_mib=max(known, default=None),
                                   resumed=any(c['resumed'] for c in cost))
-    table = MethodTable(results, costs, record=json.loads((folder/'run.json').read_text(encoding='utf8')))
+    table = MethodTable(results, costs, record=read_json(folder/'run.json', dict[str,Plain]))
     trees = {}
     for s in seeds if table.against in names else ():
         m = Method.load(folder/table.against/f'seed{s}'/'model.safetensors')
@@ -638,92 +793,67 @@ def about(self:MethodTable)->str: # A sentence
 @patch
 def to_markdown(self:MethodTable)->str: # Tasks by methods
     "For a report: the best of every row between `**`"
-    lines = [
-        '| ' + ' | '.join((f'**{c}**' if b else c).replace('|', '\\|') for c, b in row) + ' |'
-        for row in self.grid()]
-    return '\n'.join([lines[0], '|---' + '|---:'*len(self.results) + '|', *lines[1:], '', self.about()])
+    return f'{markdown_table(self.grid())}\n\n{markdown_text(self.about())}'
 
 @patch
-def _repr_html_(self:MethodTable)->str:
-    cell = lambda tag, c, b: f'<{tag}>' + (f'<b>{escape(c)}</b>' if b else escape(c)) + f'</{tag}>'
-    head, *rows = [
-        ''.join(cell('th' if k == 0 else 'td', *c) for c in row) for k, row in enumerate(self.grid())]
-    body = ''.join(f'<tr>{r}</tr>' for r in rows)
-    return f'<table><caption>{escape(self.about())}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+def _repr_html_(self:MethodTable)->str: return html_table(self.grid(), self.about())
 
 @patch
 def to_text(self:MethodTable,
     width:int = 160, # Columns of the terminal
 )->str: # Tasks by methods, or methods by tasks where that is too wide
     "For a terminal: the best of every row marked by `*`"
-    grid = [[c + ('*' if b else '') for c,b in row] for row in self.grid()]
-    def lines(g):
-        "Columns in line"
-        wide = [max(len(row[i]) for row in g) for i in range(len(g[0]))]
-        return [
-            '  '.join([row[0].ljust(wide[0])] + [c.rjust(w) for c, w in zip(row[1:], wide[1:])]).rstrip()
-            for row in g]
-    tall = lines(grid)
-    if max(map(len, tall)) > width:
-        tall = lines(
-            [['method', *column[1:]] if k == 0 else list(column) for k, column in enumerate(zip(*grid))])
-    return '\n'.join([*tall, self.about().replace('best in bold', '* best')])
+    grid = self.grid()
+    text = text_table(grid)
+    if max(map(len, text.split('\n'))) > width:
+        grid[0][0] = ('method', False)
+        text = text_table([list(column) for column in zip(*grid)])
+    return text + '\n' + plain_text(self.about()).replace('best in bold', '* best')
 
 # %% ../nbs/running/71_compare.ipynb #6875b7d1
-_TEX = {'&': r'\&', '%': r'\%', '_': r'\_', '#': r'\#', '$': r'\$', '{': r'\{', '}': r'\}',
-        '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '\\': r'\textbackslash{}', '±': r'$\pm$',
-        '≥': r'$\geq$', '−': r'$-$'}
-
-def _tex(text:str)->str: return ''.join(_TEX.get(c, c) for c in text)
-
 @patch
 def to_latex(self:MethodTable)->str: # A `tabular`, with booktabs' rules
     "For a paper: the best of every row in bold face"
-    rows = [
-        ' & '.join(r'\textbf{' + _tex(c) + '}' if b else _tex(c) for c, b in row) + r' \\'
-        for row in self.grid()]
+    rows = latex_rows(self.grid())
     n = len(self.results[next(iter(self.results))].tasks)
     rules = {1: r'\midrule', 1+n: r'\midrule', 2+n: r'\midrule'}
     body = [l for k,row in enumerate(rows) for l in ([rules[k]] if k in rules else []) + [row]]
     return '\n'.join(
         [r'% needs \usepackage{booktabs}', r'\begin{tabular}{l' + 'r' * len(self.results) + '}', r'\toprule',
-         *body, r'\bottomrule', r'\end{tabular}', '% ' + self.about()])
+         *body, r'\bottomrule', r'\end{tabular}', '% ' + plain_text(self.about())])
 
 # %% ../nbs/running/71_compare.ipynb #30df15cf
 @patch
 def to_csv(self:MethodTable)->str: # A line per method and task
-    """For a spreadsheet: one line per method and task, and one per method's average, with what belongs to the
-    whole method"""
-    out = io.StringIO(); w = csv.writer(out, lineterminator='\n')
-    w.writerow(
-        'method title task mean deviation seeds gain seeds_low seeds_high images_low images_high parameters'
-        ' seconds peak_mib reported'.split())
+    "For a spreadsheet: one line per method and task, and one per method's average, with what belongs to all"
+    out = io.StringIO()
+    w = csv.writer(out, lineterminator='\n')
+    w.writerow('method title task mean deviation seeds gain seeds_low seeds_high images_low images_high'
+               ' parameters seconds peak_mib reported'.split())
     for n,r in self.results.items():
-        for t, m, s in r.rows()[:-1]:
-            w.writerow([n, r.method, t, f'{m:.4f}', f'{s:.4f}', len(r.seeds)] + [''] * 9)
-        gain, cost = self.gains.get(n, {}), self.costs.get(n, {})
-        spans = [
-            v for k in ('seeds', 'images') for v in ((gain[k].low, gain[k].high) if gain.get(k) else ('', ''))
-        ]
-        above = (
-            self.results[self.against].averages.mean() - r.averages.mean()
-            if self.against in self.results
-            else '')
-        own = [cost.get(k) for k in ('parameters', 'seconds', 'peak_mib')]
-        _, m, s = r.rows()[-1]
-        w.writerow(
-            [n, r.method, 'average', f'{m:.4f}', f'{s:.4f}', len(r.seeds),
-             *[f'{v:.4f}' if isinstance(v, float) else v for v in [above, *spans]], *own,
-             self.reported.get(n, '')])
+        who = [csv_text(n), csv_text(r.method)]
+        numbers = [(t, f'{m:.4f}', f'{s:.4f}', len(r.seeds)) for t,m,s in r.rows()]
+        for t,*own in numbers[:-1]: w.writerow([*who, csv_text(t), *own] + ['']*9)
+        w.writerow([*who, *numbers[-1], *self._csv_rest(n)])
     return out.getvalue()
+
+@patch
+def _csv_rest(self:MethodTable, n:str)->list:
+    "What belongs to all of method `n`: its distance to `against`, its cost, the published number"
+    gain, cost, best = self.gains.get(n, {}), self.costs.get(n, {}), self.results.get(self.against)
+    above = '' if best is None else f'{best.averages.mean() - self.results[n].averages.mean():.4f}'
+    spans = [gain.get(k) for k in ('seeds', 'images')]
+    ends = [['', ''] if i is None else [f'{i.low:.4f}', f'{i.high:.4f}'] for i in spans]
+    return [above, *ends[0], *ends[1], *[cost.get(k) for k in ('parameters', 'seconds', 'peak_mib')],
+            self.reported.get(n, '')]
 
 # %% ../nbs/running/71_compare.ipynb #5aac33e2
 def _shown(record:dict)->dict:
     "A record without the places of one machine's files"
-    settings = {
-        k: Path(v).name if k in ('data', 'root', 'model', 'pretrained', 'train_list') and v else v
-        for k, v in record.get('settings', {}).items()}
-    return record | dict(settings=settings)
+    places = ('data', 'root', 'model', 'pretrained', 'train_list')
+    settings = record.get('settings', {})
+    named = {k: Path(v).name for k,v in settings.items() if k in places and isinstance(v, str) and v}
+    return record | dict(settings=settings | named)
 
 @patch
 def to_json(self:MethodTable)->str: # JSON; predictions of single images are left out
@@ -734,19 +864,53 @@ def to_json(self:MethodTable)->str: # JSON; predictions of single images are lef
                  record=_shown(self.record), costs=self.costs, gains=gains, trees=self.trees, results=rs)
     return json.dumps(whole, indent=None, ensure_ascii=False)
 
+# %% ../nbs/running/71_compare.ipynb #4942a281
+class _Interval(TypedDict):
+    mean:float
+    low:float
+    high:float
+    n:int
+
+class _Tree(TypedDict):
+    affinity:list[list[float]]
+    tree:dict[str,Plain]
+
+class _Record(TypedDict, total=False):
+    settings:dict[str,Plain]
+
+class _Table(TypedDict):
+    kind:Literal['hipro_nb table']
+    against:str
+    reported:dict[str,float]
+    left_out:dict[str,str]
+    record:dict[str,Plain]
+    costs:dict[str,_Cost]
+    gains:dict[str,dict[str,_Interval|None]]
+    trees:dict[int,_Tree]
+    results:dict[str,dict[str,Plain]]
+
+# %% ../nbs/running/71_compare.ipynb #0834fe03
+def _check_tree(t:dict, n:int, who:str)->None:
+    "`BadData` unless a tree and its affinity are those of `n` tasks"
+    try: tree = TaskTree.from_dict(t['tree'])
+    except ValueError as e: raise BadData(f'{who}: {e}') from None
+    if tree.n_tasks != n or [len(row) for row in t['affinity']] != [n]*n:
+        raise BadData(f'{who}: expected an affinity and a tree of {n} tasks')
+
 def read_table(
     path:str|Path, # File that `hipro_compare` wrote
 )->MethodTable: # Without the predictions of single images
     "A table from its JSON; `BadData` for a file that holds something else"
     try:
-        d = json.loads(Path(path).read_text(encoding='utf8'))
-        if d.pop('kind') != 'hipro_nb table': raise BadData('it is of another kind')
-        d['results'] = {n: Result.from_json(json.dumps(r)) for n,r in d['results'].items()}
-        d['gains'] = {n: {k: i and Interval(**i) for k,i in g.items()} for n,g in d['gains'].items()}
-        d['trees'] = {int(s): t for s,t in d['trees'].items()}
-        return MethodTable(**d)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
-        raise BadData(f'{path} holds no table of hipro_compare: {e}') from None
+        d = dict(read_json(path, _Table))
+        as_kind(d['record'], _Record, 'record')
+        results = {n: Result.from_dict(r, f'results of {n}') for n,r in d['results'].items()}
+        tasks = compare(list(results.values())).results[0].tasks
+        for s,t in d['trees'].items(): _check_tree(t, len(tasks), f'tree of seed {s}')
+    except BadData as e: raise BadData(f'{path} holds no table of hipro_compare: {e}') from None
+    del d['kind']
+    gains = {n: {k: i and Interval(**i) for k,i in g.items()} for n,g in d['gains'].items()}
+    return MethodTable(**d | dict(results=results, gains=gains))
 
 # %% ../nbs/running/71_compare.ipynb #906a8310
 def reported_averages(
@@ -806,7 +970,7 @@ def run_compare(
     train_list:str|None = None, # JSON of training images, task -> relative paths; the rest is test
     lr:float|None = None, # Learning rate; 0.001 if not given, the embedded benchmark's own on its data
     epochs:int|None = None, # Epochs; 100 if not given, or the embedded benchmark's
-    n_ctx:int = 16, # Context tokens of a prompt
+    n_ctx:int|None = None, # Context tokens of a prompt; each method's own number if not given, 16 for most
     # Images of a batch, all tasks together; 20 if not given, or the embedded benchmark's
     batch_size:int|None = None,
     out:str = 'runs', # Folder of runs; what is finished there is used
@@ -826,14 +990,15 @@ def run_compare(
 )->MethodTable: # Shows itself in a notebook
     """Trains what is missing of methods and seeds, prints the table and writes it as Markdown, LaTeX, CSV and
     JSON"""
-    settings = RunSettings(data, model, pretrained, shots=shots, fraction=fraction, train_list=train_list,
-                           skip_bad_images=skip_bad_images, n_ctx=n_ctx, dtype=dtype, root=root,
-                           any_counts=any_counts, views=views, chunk=chunk,
-                           **usual_training(data, lr=lr, epochs=epochs, batch_size=batch_size))
+    of_data = dict(shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images,
+                   root=root, any_counts=any_counts)
+    of_training = dict(
+        n_ctx=n_ctx, lr=lr, epochs=epochs, batch_size=batch_size, dtype=dtype, views=views, chunk=chunk)
+    settings = RunSettings(data, model, pretrained, **of_data, **of_training)
+    kept = dict(store=FeatureStore(store or Path(out)/'features'), download=download, report=report)
+    where = _place(data, out, device, jobs, report, store)
     return compare_settings(settings, chosen_methods(methods), parse_seeds(seeds), out,
-                            methods.strip() != 'all', reported,
-                            store=FeatureStore(store or Path(out) / 'features'), download=download,
-                            report=report, **_place(data, out, device, jobs, report, store))
+                            methods.strip() != 'all', reported, **kept, **where)
 
 # %% ../nbs/running/71_compare.ipynb #f10c5738
 def hipro_compare(
@@ -843,6 +1008,16 @@ def hipro_compare(
     return run_command(run_compare, argv)
 
 # %% ../nbs/running/71_compare.ipynb #324c1b91
+def _run_plan(plan:Plan, seeds:Sequence, jobs:int, left_out:dict)->MethodTable:
+    "Trains what is missing and reads all"
+    write_atomic(plan.folder/'run.json', json.dumps(plan.record, indent=1, ensure_ascii=False))
+    _check_finished(plan, seeds)
+    left_out = left_out | train_missing(plan, seeds, jobs)
+    _check_finished(plan, seeds)
+    table = read_runs(plan.folder, [n for n in plan.names if n not in left_out], seeds)
+    return replace(table, left_out=left_out)
+
+# %% ../nbs/running/71_compare.ipynb #d0dbe1b5
 def compare_settings(
     settings:RunSettings, # What is run; its method does not matter
     names:Sequence, # Methods
@@ -858,22 +1033,24 @@ def compare_settings(
     report:str|None = None, # File that gets the table's JSON too
 )->MethodTable: # Of all that is finished
     "Checks everything, trains what is missing, prints and saves the table"
+    without_effect(names, settings)
     clip, tasks = _opened(settings, seeds[0], device, download, progress)
     names, left_out = runnable(names, clip, settings, tasks, strict)
-    record = run_record(settings, clip, tasks)
-    record['settings'].pop('method')
+    if said := without_effect(names, settings): print(said, flush=True)
+    warn_of_val(tasks, names)
+    record = comparison_record(settings, clip, tasks)
     folder = comparison_folder(out, record)
-    write_atomic(folder/'run.json', json.dumps(record, indent=1, ensure_ascii=False))
-    _check_finished(folder, names, seeds)
-    left_out |= train_missing(
-        names, seeds, settings, clip, folder, store or FeatureStore(None), strict, progress, jobs)
-    table = read_runs(folder, [n for n in names if n not in left_out], seeds)
-    paper = (
-        reported_averages(settings.data, settings.fraction, clip.name, settings.pretrained)
-        if reported and settings.root and not settings.any_counts
-        else {})
-    table = replace(table, left_out=left_out, reported=paper)
-    save_table(folder, table)
+    warn_of_old(out, settings, record)
+    plan = Plan(names, settings, clip, folder, record, store or FeatureStore(None), strict, progress)
+    with hold(folder):
+        table = _run_plan(plan, seeds, jobs, left_out)
+        same = reported and settings.root and not settings.any_counts
+        paper = (
+            reported_averages(settings.data, settings.fraction, clip.name, settings.pretrained)
+            if same
+            else {})
+        table = replace(table, reported=paper)
+        save_table(folder, table)
     print(
         f'\n{table.to_text(shutil.get_terminal_size((160,24)).columns)}\n\n{folder}: table.md, table.tex,'
         ' table.csv, table.json',

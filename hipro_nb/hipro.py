@@ -27,8 +27,9 @@ from scipy import stats
 from torch import Tensor
 
 # %% ../nbs/paper/08_hipro.ipynb #42334960
-from .data import BadData, FeatureStore, Features, FrozenCLIP, Plain, Split, Task, as_kind
-from .data import check_names, check_tasks, encode_tasks, load_tensors, parse_json, save_tensors
+from .data import BadData, FeatureStore, Features, FrozenCLIP, Plain, Split, Task, as_images
+from .data import as_kind, as_rows, check_names, check_tasks, encode_images, encode_tasks
+from .data import load_tensors, parse_json, save_tensors, settle_fork
 from .escape import html_table, markdown_table, markdown_text, plain_text, text_table
 from .clip import PromptTower, zero_shot_weights
 from .affinity import AffinityMeter
@@ -307,15 +308,17 @@ class Method:
     title = 'method' # Name in tables
     kinds = {} # Every subclass by its name, for `Method.load`
     needs_images = False # Does it work on images, not on the frozen tower's features?
+    unused = () # Options of a run that it takes with its `config` and that change nothing in it
 
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model; None where only stored classifiers are used
-        store:FeatureStore|None = None, # Where image features are kept; memory by default
+        store:FeatureStore|None = None, # Where image features are kept, those of predicted images too; those of a fit's images in memory by default
         seed:int = 0, # Seed under which results are reported
     ):
-        self.clip, self.store, self.seed = clip, FeatureStore(None) if store is None else store, seed
+        self.clip, self.store, self.keeps, self.seed = (clip, FeatureStore(None) if store is None else store,
+                                                        store is not None, seed)
         self.made_with = None if clip is None else dict(name=clip.name, key=clip.key)
-        self.tasks, self.classnames, self.heads, self.scales = (), (), (), ()
+        self.tasks, self.classnames, self.heads, self.scales, self.record = (), (), (), (), None
 
     def __init_subclass__(cls): Method.kinds[cls.__name__] = cls
     def settings(self)->dict: # Plain data, ready for JSON
@@ -341,6 +344,7 @@ class Method:
 def _prepare(self:Method, tasks:Sequence, **kw)->list:
     "Checked tasks, as features; as images for a method that needs them"
     check_tasks(tasks)
+    settle_fork()
     if not self.needs_images: return encode_tasks(self.clip, tasks, self.store, **kw)
     odd = first(t.name for t in tasks if t.is_encoded)
     if odd is not None:
@@ -405,48 +409,74 @@ def _all_logits(self:Method, i:int, x)->Float[Tensor,'n K']:
     if self.needs_images:
         if self.clip is None: raise BadData("images need the model: load this method with `clip`")
         return self._image_logits(i, x)
-    d = x.shape[1] if self.heads[i] is None else self.heads[i].shape[1]
-    if x.ndim != 2 or x.shape[1] != d:
-        raise BadData(f"features of shape {tuple(x.shape)} do not fit a classifier of width {d}")
     return self._logits(i, x)
 
 # %% ../nbs/paper/08_hipro.ipynb #97408ce9
-Prediction = namedtuple('Prediction', 'probs names')
-
-def _as_many(images):
-    "A list of one where a single picture was given: a file, a PIL image, or an array `h w 3`"
-    single = (
-        isinstance(images, (str, Path))
-        or hasattr(images, 'convert')
-        or isinstance(images, (np.ndarray, Tensor))
-        and images.ndim == 3)
-    return [np.asarray(images) if isinstance(images, Tensor) else images] if single else images
+def _are_features(images)->bool:
+    "Features, or two axes of floats"
+    if isinstance(images, Tensor): return images.ndim == 2 and images.is_floating_point()
+    return (
+        isinstance(images, Features)
+        or isinstance(images, np.ndarray)
+        and images.ndim == 2
+        and images.dtype.kind == 'f')
 
 @patch
+def _width(self:Method, i:int)->int|None:
+    "Width of the features that task `i` takes, where it is known"
+    if self.heads[i] is not None: return self.heads[i].shape[1]
+    return None if self.clip is None else self.clip.embed_dim
+
+def _unit(x:Float[Tensor,'n d'], width:int|None)->Float[Tensor,'n d']:
+    """Features that can be classified: of that width, finite, and of unit norm, if need be by a division,
+    which is said"""
+    if width is not None and x.shape[1] != width:
+        raise BadData(f"features of shape {tuple(x.shape)} do not fit a classifier of width {width}")
+    norm = x.double().norm(dim=-1)
+    wrong = (~norm.isfinite() | (norm == 0)).nonzero()[:,0].tolist()
+    if wrong:
+        raise BadData(
+            f"the features at position {wrong[0]} are"
+            f" {'not finite' if not norm[wrong[0]].isfinite() else 'all zero'}, {len(wrong)} rows in all;"
+            " expected finite rows of unit norm")
+    if not len(x) or (norm - 1).abs().max() <= 1e-3: return x
+    warnings.warn(
+        'features that are not of unit norm were divided by their norms, since cosines are what is compared')
+    return (x / norm[:,None]).to(x.dtype)
+
+# %% ../nbs/paper/08_hipro.ipynb #0e29e4b8
+@patch
 def _features(self:Method, images)->Float[Tensor,'n d']:
+    "What was given as features, or the features of pictures; these are kept where a store was asked for"
     if isinstance(images, Features): return images.x
-    if isinstance(images, Tensor) and images.is_floating_point(): return images
+    if _are_features(images): return as_rows(images)
     if self.clip is None:
         raise BadData("images need the model: load this method with `clip`, or pass unit-norm features")
-    return self.store.features(self.clip, _as_many(images), progress=False)
+    if self.keeps: return self.store.features(self.clip, images, progress=False)
+    return encode_images(self.clip, images)
 
 @patch
 def _pictures(self:Method, images)->Split:
-    if isinstance(images, Split): return images
-    if isinstance(images, Features) or isinstance(images, Tensor) and images.is_floating_point():
+    "Pictures as a method that looks at them takes them"
+    if _are_features(images):
         raise BadData(f"{self.title} changes the image side and needs images, not features")
-    images = _as_many(images)
+    if isinstance(images, Split): return images
+    images = as_images(images)
     return Split(images, [0]*len(images))
+
+# %% ../nbs/paper/08_hipro.ipynb #3a6c584f
+Prediction = namedtuple('Prediction', 'probs names')
 
 @patch
 def predict(self:Method,
     task:str|int, # Name or index of a fitted task
-    images, # `Features`, unit-norm features `n d`, or images: paths, PIL images, arrays, or a single one
+    images, # `Features`, unit-norm features `n d`, or pictures in any form that `as_images` takes
 )->Prediction: # Probabilities `n K`, and the name of the likeliest class of each image
-    "Classifies images by the task's own classes"
+    "Classifies images by the task's own classes; changes nothing, so that any number of threads may call it"
     i = self.index(task)
-    probs = self._all_logits(
-        i, self._pictures(images) if self.needs_images else self._features(images)).softmax(1)
+    settle_fork()
+    x = self._pictures(images) if self.needs_images else _unit(self._features(images), self._width(i))
+    probs = self._all_logits(i, x).softmax(1)
     return Prediction(probs, [self.classnames[i][k] for k in probs.argmax(1).tolist()])
 
 # %% ../nbs/paper/08_hipro.ipynb #41ddcb88
@@ -468,10 +498,13 @@ def evaluate(self:Method,
 )->Result: # One run: accuracies on the test splits, in percent
     "Accuracy on the test split of every task"
     rows, kept = [], {}
-    for t in self._prepare(tasks):
+    for t in self._prepare(tasks, **({} if self.needs_images else dict(keep=self.keeps))):
         i = self._check_same(t)
         if len(t.test) == 0: raise BadData(f"task {t.name!r} has no test images to evaluate on")
-        predicted = self._all_logits(i, t.test if self.needs_images else t.test.x).argmax(1).cpu()
+        predicted = (
+            self._all_logits(i, t.test if self.needs_images else _unit(t.test.x, self._width(i)))
+            .argmax(1)
+            .cpu())
         rows.append(100 * (predicted == t.test.labels).double().mean().item())
         kept[t.name] = dict(predicted=predicted.tolist(), true=t.test.labels.tolist())
     facts = run_facts('cpu' if self.clip is None else str(self.clip.device))
@@ -731,13 +764,15 @@ def _state(self:HiPro)->tuple:
 @patch
 def save(self:Method,
     path:str|Path, # File to write, e.g. `hipro.safetensors`
+    record:dict|None = None, # What a run says of itself, plain data; `load` gives it back
 )->Path: # The file
     "Writes classifiers, prompts, tree and settings to one safetensors file, whole or not at all"
     if not self.heads: raise BadData(f"{self.title} has not been fitted yet: there is nothing to save")
     tensors, meta = self._state()
-    meta |= dict(kind='hipro_nb method', format=1, method=type(self).__name__, module=type(self).__module__,
-                 settings=self.settings(), tasks=list(self.tasks),
-                 classnames=[list(c) for c in self.classnames], clip=self.made_with, scales=list(self.scales))
+    kind = dict(kind='hipro_nb method', format=1, method=type(self).__name__, module=type(self).__module__)
+    meta |= kind | dict(settings=self.settings(), record=record, clip=self.made_with)
+    meta |= dict(
+        tasks=list(self.tasks), classnames=[list(c) for c in self.classnames], scales=list(self.scales))
     return save_tensors(
         path, {f'head.{i}': h for i, h in enumerate(self.heads) if h is not None} | tensors, meta)
 
@@ -786,7 +821,7 @@ def load(cls,
     _check_file(path, meta, clip, tasks)
     m = Method.kinds[meta['method']].from_settings(clip, meta['settings'], store=store)
     m.tasks, m.classnames = tuple(meta['tasks']), tuple(map(tuple, meta['classnames']))
-    m.scales, m.made_with = tuple(meta['scales']), meta['clip']
+    m.scales, m.made_with, m.record = tuple(meta['scales']), meta['clip'], meta.get('record')
     m._restore(tensors, meta)
     m.heads = tuple(tensors.get(f'head.{i}') for i in range(len(m.tasks)))
     return m

@@ -327,12 +327,11 @@ def _prefix(self:DeepPromptTower, ctx:Float[Tensor,'M D T w'])->list:
 
 # %% ../nbs/methods/47_visual.ipynb #61c03d1c
 @patch
-def _whole(self:DeepPromptTower, node:Tensor, cls:Tensor, ctx:Tensor)->Tensor:
-    "Features of pairs through the model's own `encode_text`, each block's context put in before it."
-    where,fill = self.slots[cls][...,None].expand(-1, -1, self.width),ctx[node]
-    enter = lambda l: lambda _,args: (args[0].scatter(1, where, fill[:,l].to(args[0].dtype)),*args[1:])
+def _entries(self:DeepPromptTower, where:Tensor, ctx:Tensor)->dict:
+    "As `PromptTower`'s, and hooks that put each block's context in before it."
+    def _enter(l):
+        def _fill(module, args): return args[0].scatter(1, where, ctx[:,l].to(args[0].dtype)),*args[1:]
+        return 'register_forward_pre_hook',_fill
     blocks = self.clip.text_tower.transformer.resblocks
-    hooks = [blocks[l].register_forward_pre_hook(enter(l)) for l in range(1, ctx.shape[1])]
-    try: return PromptTower._whole(self, node, cls, ctx[:,0])
-    finally:
-        for h in hooks: h.remove()
+    return PromptTower._entries(self, where, ctx[:, 0]) | {
+        blocks[l]: _enter(l) for l in range(1, ctx.shape[1])}

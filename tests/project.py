@@ -1,6 +1,7 @@
 "What the project's tests share: where things are, cells of a notebook, a copy to try things in, commands with a time limit."
 
 import ast
+import functools
 import json
 import os
 import re
@@ -82,6 +83,28 @@ def copy_project(dst):
                 or (Path(folder) == NBS and n in ("nbdev.yml", "runs"))]
     shutil.copytree(ROOT, dst, symlinks=True, ignore=left_out)
     return Path(dst)
+
+
+def set_writable(folder, yes):
+    "Give or take the right to write in a folder and all below it"
+    for p in [folder, *folder.rglob("*")]:
+        if not p.is_symlink(): p.chmod(p.stat().st_mode | 0o200 if yes else p.stat().st_mode & ~0o222)
+
+
+@functools.cache
+def ordinary_user():
+    "Words that start a command without a superuser's rights; None where the system has no way to it"
+    if not hasattr(os, "geteuid") or os.geteuid() != 0: return ()
+    words = ("unshare", "--user", "--map-user=1000", "--map-group=1000", "--")
+    try: return words if subprocess.run([*words, "true"], capture_output=True).returncode == 0 else None
+    except OSError: return None
+
+
+def other_file_system(than):
+    "A folder of another file system that can be written, or None"
+    places = ("/dev/shm", f"/run/user/{os.getuid()}", "/tmp", "/var/tmp")
+    return next(
+        (p for p in places if os.access(p, os.W_OK) and os.stat(p).st_dev != os.stat(than).st_dev), None)
 
 
 def run(*cmd, cwd=ROOT, timeout=900, **env):

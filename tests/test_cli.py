@@ -19,6 +19,7 @@ from hipro_nb.data import load_tensors
 from hipro_nb.hipro import Method
 
 pytestmark = pytest.mark.xdist_group("cli")  # the process that makes the runs looks at them
+NOTHING_LEARNED = dict(method="zero_shot", epochs=None, n_ctx=None)
 COMMANDS = dict(
     hipro_demo="cli", hipro_fit="cli", hipro_predict="cli", hipro_bench="cli", hipro_compare="compare")
 
@@ -67,7 +68,7 @@ def run(home):
 def test_fit_leaves_everything(run):
     names = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
     seed = {"model.safetensors", "classifiers.safetensors", "results.json", "affinity.png", "tree.svg"}
-    assert names == {"run.json", "results.json", "results.md", "affinity.png", "tree.svg"} | {
+    assert names == {".lock", "run.json", "results.json", "results.md", "affinity.png", "tree.svg"} | {
         f"seed{s}/{f}" for s in (1, 2) for f in seed}
     results = read_results(run / "results.json")
     assert [r.method for r in results] == ["zero-shot", "CoOp", "CoOp-MTL", "Shr+Ind", "HiPro"]
@@ -214,7 +215,8 @@ def coop(home):
 
 @pytest.mark.parametrize("method,names", [("zero_shot", ["zero-shot"]), ("coop_mtl", ["zero-shot", "CoOp-MTL"]), ("shr_ind", ["zero-shot", "Shr+Ind"])])
 def test_other_methods(home, method, names, capfd):
-    assert hipro_fit(words(home, name=method, method=method, seeds=1)) == 0
+    options = NOTHING_LEARNED if method == "zero_shot" else {}
+    assert hipro_fit(words(home, **dict(name=method, method=method, seeds=1) | options)) == 0
     assert [r.method for r in read_results(home / "runs" / method / "results.json")] == names
     image = str(home / "data" / "photo" / "plum" / "0.png")
     assert hipro_predict([str(home / "runs" / method), image, "--task", "photo"]) == 0
@@ -255,7 +257,7 @@ def test_train_list_and_fraction(home, tmp_path, capfd):
         for t in ("art", "clip art", "photo")}
     (tmp_path / "list.json").write_text(json.dumps({"10": lists}), encoding="utf-8")
     argv = words(home, shots=None, train_list=tmp_path / "list.json", fraction=0.1, seeds=1,
-                 method="zero_shot", out=tmp_path)
+                 **NOTHING_LEARNED, out=tmp_path)
     assert hipro_fit(argv) == 0
     record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     assert record["tasks"][0]["images"] == dict(train=6, test=9)
@@ -300,7 +302,7 @@ def test_console_scripts_are_these_functions():
 def test_a_method_on_the_image_side(home, capfd):
     """Visual prompts see images: no linear classifier is written, and images are predicted from the stored
     prompts."""
-    assert hipro_fit(words(home, name="vpt", method="vpt", seeds=1, epochs=1)) == 0
+    assert hipro_fit(words(home, name="vpt", method="vpt", seeds=1, epochs=1, n_ctx=None)) == 0
     folder = home / "runs" / "vpt"
     assert (
         not (folder / "seed1" / "classifiers.safetensors").exists()
@@ -318,7 +320,7 @@ def test_a_data_set_by_its_name(home, tmp_path, capfd):
     names = "backpack bike calculator headphones keyboard laptop_computer monitor mouse mug projector".split()
     image_folder(tmp_path / "office_caltech10", ("amazon", "caltech", "dslr", "webcam"), names, n=3)
     argv = ["office_caltech10", "--root", str(tmp_path),
-            *words(home, shots=1, seeds=1, method="zero_shot", out=tmp_path / "runs")[1:]]
+            *words(home, shots=1, seeds=1, **NOTHING_LEARNED, out=tmp_path / "runs")[1:]]
     assert hipro_fit(argv) == 2
     assert "office" in capfd.readouterr().err.lower() and not (tmp_path / "runs").exists()
     assert hipro_fit(argv + ["--any-counts"]) == 0
@@ -333,7 +335,7 @@ def test_a_data_set_by_its_name(home, tmp_path, capfd):
 def comparison(home):
     "Every method of the registry, one seed, in this process."
     torch.set_num_threads(1)
-    argv = [w for w in words(home, seeds=1, epochs=1, name=None, out=home / "compared")]
+    argv = words(home, seeds=1, epochs=1, n_ctx=2, name=None, out=home / "compared")
     assert hipro_compare([*argv, "--methods", "all"]) == 0
     (folder,) = (home / "compared").glob("data-*")
     return argv, folder
@@ -414,7 +416,7 @@ def test_compare_leaves_out_what_cannot_run(home, tmp_path, capfd, monkeypatch):
     few = dict(zero_shot=METHODS["zero_shot"], hipro=METHODS["hipro"], needy=Needy)
     for module in ("cli", "compare"): monkeypatch.setattr(f"hipro_nb.{module}.METHODS", few)
     argv = words(home, seeds=1, name=None, out=tmp_path / "runs")
-    assert hipro_compare([*argv, "--methods", "needy"]) == 2
+    assert hipro_compare([*argv, "--methods", "hipro,needy"]) == 2
     assert (
         "needy cannot be run: it needs the package no_such_package" in capfd.readouterr().err
         and not (tmp_path / "runs").exists())

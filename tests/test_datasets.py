@@ -488,9 +488,13 @@ def test_download_option(squares):
 
 def test_views_option(squares):
     def fit(name, *more):
-        argv = [squares / "made", "--shots", "2", "--method", "coop", "--seeds", "1", "--epochs", "4",
-                "--n-ctx", "2", "--lr", "0.1", "--out", squares / "runs", "--name", name]
-        return hipro_fit(*argv, *more)
+        return hipro_fit(
+            squares / "made", "--shots", "2", "--seeds", "1", "--out", squares / "runs", "--name", name, *more
+        )
+
+    def coop(name, *more):
+        "CoOp with little to learn"
+        return fit(name, "--method", "coop", "--epochs", "4", "--n-ctx", "2", "--lr", "0.1", *more)
 
     def learned(name):
         return [
@@ -500,7 +504,7 @@ def test_views_option(squares):
 
     for name, views in dict(
         plain=[], one=["--views", 1], two=["--views", 2], again=["--views", 2, "--store", squares / "fresh"]
-    ).items(): assert fit(name, *views)[0] == 0
+    ).items(): assert coop(name, *views)[0] == 0
     assert (
         learned("plain") == learned("one")
         and learned("two") == learned("again")
@@ -508,11 +512,11 @@ def test_views_option(squares):
     held = FeatureStore(squares / "fresh").towers()
     assert sorted(t["images"] for t in held) == [
         8, 8, 16], "two views of 8 training images, and every image as it is"
-    status, err = fit("two", "--views", 4, "--resume")
+    status, err = coop("two", "--views", 4, "--resume")
     assert status == 2 and "settings.views was 2, is 4" in err
     for views, why in ((3, "expected 1 for plain images, or a number that divides the epochs"),
                        (0, "views 0 with 4 epochs")):
-        status, err = fit("wrong", "--views", views)
+        status, err = coop("wrong", "--views", views)
         assert status == 2 and why in err and not (squares / "runs/wrong").exists()
     assert "learns inside the image tower" in fit("vpt", "--views", 2, "--method", "vpt")[1]
     assert (
@@ -529,18 +533,8 @@ def test_compare_takes_views_and_download(squares, monkeypatch):
     assert (
         hipro_fit(*named, *words, "--method", "coop", "--out", squares / "early")[0] == 2
         and not (squares / "data").exists())
-    status, err = hipro_fit(
-        *named,
-        *words,
-        "--methods",
-        "zero_shot,coop",
-        "--jobs",
-        "0",
-        "--download",
-        "--out",
-        squares / "runs",
-        run=run_compare,
-    )
+    status, err = hipro_fit(*named, *words, "--methods", "zero_shot,coop", "--jobs", "0", "--download",
+                            "--out", squares / "runs", run=run_compare)
     assert status == 0, err
     assert sorted(p.name for p in (squares / "data").iterdir()) == [
         ".squares.tar.unpacked",
@@ -679,7 +673,7 @@ def test_no_permission_in_the_commands(tmp, monkeypatch):
     remote = RemoteFile(f"{serve(monkeypatch, data)}/x.tar", "x.tar", "0" * 64, unpack="")
     monkeypatch.setitem(sources._registry, "squares", ds.DataSet("squares", "Squares", partial(scan_domains, tasks=["a"], classes=["b"]), "2shot", source="a server", files=(remote,)))
     more = ["--shots", 1, "--method", "zero_shot", "--seeds", 1]
-    places = [([tmp / "closed"], tmp / "runs", "closed: Permission denied"), ([tmp / "listed"], tmp / "runs", "listed/art: Permission denied"), ([data], tmp / "locked/runs", "cannot write {}/data-zero_shot/run.json: Permission denied"),
+    places = [([tmp / "closed"], tmp / "runs", "closed: Permission denied"), ([tmp / "listed"], tmp / "runs", "listed/art: Permission denied"), ([data], tmp / "locked/runs", "cannot make {}/data-zero_shot: Permission denied"),
               (["squares", "--root", tmp / "locked/new", "--download"], tmp / "runs", "x.tar.part: Permission denied; expected a folder that can be written. Nothing was fetched")]
     def all_refused():
         for argv, out, why in places:

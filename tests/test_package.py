@@ -1,13 +1,16 @@
 "What is installed, what is published, and what the README says."
 import hashlib
 import importlib
+import json
 import re
+import shutil
 import sys
 import tarfile
 import zipfile
 
 import pytest
-from project import CFG, LIB, ROOT, copy_project, run
+from project import CFG, LIB, ROOT, copy_project, ordinary_user, other_file_system, run, set_writable
+from tiny import image_folder, save_clip
 
 ASSETS = (
     [p for p in (LIB / "assets").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
@@ -27,12 +30,16 @@ def dist(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    "What `pip install .` puts into an empty folder."
-    top = copy_project(tmp_path_factory.mktemp("install") / "project")
-    target = top.parent / "site"
-    status, out = run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
-                      "--no-index", "--target", target, ".", cwd=top)
+    "What `pip install .` puts into an empty folder, out of a clone that cannot be written"
+    top = copy_project(tmp_path_factory.mktemp("install") / "a clone")
+    target, before = top.parent / "site", sorted(top.rglob("*"))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
+           "--no-index"]
+    set_writable(top, False)
+    try:status, out = run(*(ordinary_user() or ()), *pip, "--target", target, ".", cwd=top)
+    finally: set_writable(top, True)
     assert status == 0, out[-4000:]
+    assert ordinary_user() is None or sorted(top.rglob("*")) == before  # root writes anywhere
     return target
 
 
@@ -80,6 +87,50 @@ def test_install_ships_data(installed):
         " hipro_nb.__version__)")
     status, out = run(sys.executable, "-c", code, cwd=installed.parent, PYTHONPATH=installed)
     assert (status, out.split()) == (0, [str(installed.resolve()), CFG["version"]])
+
+
+COMMANDS = """
+import json, shutil, sys, tempfile
+from importlib.metadata import entry_points
+import hipro_nb
+ours = {e.name: e for e in entry_points(group="console_scripts") if e.value.startswith("hipro_nb.")}
+print(json.dumps([hipro_nb.__file__, tempfile.gettempdir(), shutil.which("git"), sorted(ours)]))
+for name, *argv in json.loads(sys.argv[1]):
+    try: status = ours[name].load()(argv)
+    except SystemExit as e: status = e.code
+    print(json.dumps([name, status]), flush=True)
+"""
+
+
+def test_commands_of_an_installed_package(installed, tmp_path):
+    """Out of a package that cannot be written, without git, with temporary files elsewhere, by an ordinary
+    user"""
+    image_folder(tmp_path / "data", tasks=("art", "photo"), classes=("plum", "fig"), n=2)
+    save_clip(tmp_path / "model")
+    small = ["--model", "model", "--shots", "1", "--seeds", "1", "--epochs", "1", "--n-ctx", "2"]
+    asked = [
+        ["hipro_fit", "data", *small, "--method", "coop"],
+        ["hipro_predict", "runs/data-coop", "data/art/fig/0.png"],
+        ["hipro_compare", "data", *small, "--methods", "zero_shot,coop", "--jobs", "0"],
+        ["hipro_demo", "--seeds", "1", "--epochs", "1"],
+        ["hipro_bench", "--help"],
+    ]
+    (tmp_path / "empty").mkdir()
+    elsewhere = other_file_system(tmp_path) or tmp_path
+    place = dict(PATH=tmp_path / "empty", PYTHONPATH=installed, TMPDIR=elsewhere, HOME=tmp_path)
+    prefix = [shutil.which(w) or w for w in ordinary_user() or ()]
+    set_writable(installed, False)
+    try: status, out = run(*prefix, sys.executable, "-c", COMMANDS, json.dumps(asked), cwd=tmp_path, **place)
+    finally: set_writable(installed, True)
+    assert status == 0, out[-4000:]
+    about, *said = [json.loads(line) for line in out.splitlines() if line.startswith("[")]
+    scripts = sorted(s.partition("=")[0] for s in CFG["console_scripts"].split())
+    assert about == [str(installed / "hipro_nb/__init__.py"), str(elsewhere), None, scripts]
+    assert said == [[words[0], 0] for words in asked], out[-4000:]
+    files = [*tmp_path.glob("runs/*/results.json"), *tmp_path.glob("runs/*/*/seed1/results.json")]
+    found = [json.loads(p.read_text(encoding="utf-8")) for p in files]
+    made = {r["facts"]["revision"] for rs in found for r in (rs if isinstance(rs, list) else [rs])}
+    assert len(files) == 4 and made == {f"v{CFG['version']}"}
 
 
 def test_assets():

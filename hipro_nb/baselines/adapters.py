@@ -46,6 +46,7 @@ def adapter(
 class CLIPAdapter(Method):
     "A bottleneck behind the image tower (or the text tower), for each task or for all"
     keys = ('alpha','reduction','shared','branch','last_relu','templates')
+    unused = ('dtype',) # the text is hand-written, and encoded as zero-shot's
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model
         alpha:float=.2, # Share of the adapted feature, 0 to 1

@@ -54,25 +54,25 @@ def pair_cosines(
     ctx:Float[Tensor,'B T w'], # Each image's own context
     x:Float[Tensor,'B d'], # Unit-norm image features
     classes:Int[Tensor,'B K'], # Class ids of each image's task, -1 where it has fewer
+    **kwargs, # For `PromptTower.encode_pairs`: `chunk` and `recompute`
 )->Float[Tensor,'B K']: # Cosine of each image and class, -inf without a class
     "Each image against the class weights of its own prompt, all pairs together"
     real = classes >= 0
     image = real.nonzero()[:,0]
-    w = tower.encode_pairs(ctx, image, classes[real])
+    w = tower.encode_pairs(ctx, image, classes[real], **kwargs)
     z = (w * x[image.to(x.device)].to(w)).sum(-1)
     return z.new_full(classes.shape, -math.inf).masked_scatter(real.to(z.device), z)
 
 # %% ../../nbs/methods/41_cocoop.ipynb #36543ce1
 def bounded_cosines(
-    tower:PromptTower, # Tower over the class names; its `chunk` and `recompute` are set
+    tower:PromptTower, # Tower over the class names, left as it is
     ctx:Float[Tensor,'B T w'], # Each image's own context
     x:Float[Tensor,'B d'], # Unit-norm image features
     classes:Int[Tensor,'B K'], # Class ids of each image's task, -1 where it has fewer
     pairs:int, # Most (image, class) pairs whose activations are there at a time
 )->Float[Tensor,'B K']: # Cosine of each image and class
     "`pair_cosines` in chunks, with recomputation where there is more than one"
-    tower.chunk, tower.recompute = pairs, int((classes >= 0).sum()) > pairs
-    return pair_cosines(tower, ctx, x, classes)
+    return pair_cosines(tower, ctx, x, classes, chunk=pairs, recompute=int((classes >= 0).sum()) > pairs)
 
 # %% ../../nbs/methods/41_cocoop.ipynb #f3628e9d
 class CoCoOp(Method):
@@ -182,13 +182,7 @@ def _logits(self:CoCoOp, i:int, x:Float[Tensor,'n d'])->Float[Tensor,'n K']:
     if self.clip is None:
         raise BadData(
             "CoCoOp encodes a prompt for every image and needs the model: load this method with `clip`")
-    # where the model is, wherever it was trained
-    if self.tower is None: self._build(replace(self.config, device=None))
     model = {k: v.to(self.tower.ids.device) for k,v in self.models[i].items()}
-    if x.shape[1] != model['w1'].shape[1]:
-        raise BadData(
-            f"features of width {x.shape[1]}; this CoCoOp was fitted on features of width"
-            f" {model['w1'].shape[1]}")
     ids, out = self.table[i][:len(self.classnames[i])], []
     with torch.no_grad():
         for part in x.to(model['ctx']).split(max(self.pairs // len(ids), 1)):
@@ -202,4 +196,7 @@ def _logits(self:CoCoOp, i:int, x:Float[Tensor,'n d'])->Float[Tensor,'n K']:
 def _state(self:CoCoOp)->tuple: return pack_models(self.models), {}
 
 @patch
-def _restore(self:CoCoOp, tensors:dict, meta:dict)->None: self.models = unpack_models(tensors)
+def _restore(self:CoCoOp, tensors:dict, meta:dict)->None:
+    self.models = unpack_models(tensors)
+    # where the model is, wherever it was trained
+    if self.clip is not None: self._build(replace(self.config, device=None))

@@ -108,6 +108,7 @@ def probe_task(
 class LinearProbe(Method):
     "Logistic regression on the image features of each task"
     title = 'Linear Probe'
+    unused = ('lr', 'epochs', 'batch_size', 'dtype')
 
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model, of which only the image tower is used
@@ -124,7 +125,7 @@ class LinearProbe(Method):
 
     def settings(self)->dict: # What `from_settings` needs
         "The settings as plain data"
-        return dict(C=self.C, share=self.share, config=asdict(self.config))
+        return dict(C=self.C, share=self.share, config=dict(seed=self.config.seed))
 
 @patch_to(LinearProbe, cls_method=True)
 def from_settings(cls,

@@ -22,7 +22,7 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 # %% ../../nbs/methods/48_visual_prompts.ipynb #e21d8633
-from ..data import (BadData, FeatureStore, FrozenCLIP, Split, _crew, _refuse_bad, bad_images,
+from ..data import (BadData, FeatureStore, FrozenCLIP, Split, _crew, _in_order, _listing_bad,
                            clean_name, image_hash)
 from ..clip import PromptTower, word_ctx, zero_shot_weights
 from ..train import TrainConfig, class_index
@@ -36,16 +36,7 @@ def decode(
     images:Sequence|np.ndarray|Tensor, # Paths, pictures, or uint8 of shape `B h w 3`
 )->Float[Tensor,'B c h v']: # Pixels, as the tower takes them
     "Open and preprocess images; raise one `BadData` that lists the unreadable ones."
-    threads = torch.get_num_threads()
-    with _crew(clip) as pool:
-        try: return torch.stack(list(pool.map(clip.pixels, images)))
-        except Exception:
-            if bad := bad_images(images, False):
-                _refuse_bad(
-                    [str(o) if isinstance(o, (str, Path)) else f'image {i}' for i, o in enumerate(images)],
-                    bad)
-            raise
-        finally: torch.set_num_threads(threads)
+    with _listing_bad(images): return torch.stack(list(_in_order(_crew(clip), clip.pixels, images, 128)))
 
 # %% ../../nbs/methods/48_visual_prompts.ipynb #ba573c68
 class ImageTokens:
@@ -151,6 +142,7 @@ def _head(self:VisualPromptMethod, i): return None
 class VPT(VisualPromptMethod):
     "Visual prompt tuning: learned tokens in the image tower, a hand-written text"
     keys = ('shared','memory','n_tokens','depth','templates')
+    unused = ('dtype',) # the text is hand-written, and encoded as zero-shot's
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model, with a ViT of open_clip's own
         # Prompt tokens of a block, V; 16 at ViT-B/16 and the same share of a smaller tower's tokens if None

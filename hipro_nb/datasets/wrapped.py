@@ -10,7 +10,6 @@ __all__ = ['cifar100_groups', 'cifar100', 'scan_cifar100', 'from_torchvision', '
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -210,13 +209,10 @@ def _column(d, asked:str|None, kind:str, who:str)->str:
     raise BadData(f'{who}: {why}; expected one of {", ".join(d.features)}')
 
 def _pictures(d, column:str)->list:
-    """What `Split` takes, from a column of pictures: bytes or a path where the column can be told not to
-    decode."""
+    "What `Split` takes, from a column of pictures, encoded where the column can be told not to decode."
     kind = d.features[column]
     if getattr(kind, 'decode', False): d = d.cast_column(column, type(kind)(decode=False))
-    return [
-        o if not isinstance(o, Mapping) else BytesIO(o['bytes']) if o.get('bytes') else Path(o['path'])
-        for o in d[column]]
+    return list(d[column])
 
 # %% ../../nbs/pictures/29_wrapped.ipynb #87b9c1c1
 def from_hugging_face(

@@ -10,15 +10,18 @@ __all__ = ['KINDS', 'COLORS', 'Report', 'read_report', 'listed', 'PaperTable', '
 import json, time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from fastcore.basics import patch
 
 from ..clip import load_clip
-from ..data import BadData, FeatureStore, FrozenCLIP, encode_tasks, load_image_folder, write_atomic
-from ..hipro import Interval, Result, run_facts
+from ..compare import read_table
+from ..data import (BadData, FeatureStore, FrozenCLIP, Plain, encode_tasks, load_image_folder,
+                           read_json, write_atomic)
+from ..escape import html_table, plain_text, text_table
+from ..hipro import Interval, run_facts
 from ..mini import MINI_TRAIN, SETTINGS, mini_clip, mini_tasks
 from ..train import TrainConfig, first_difference
 from ..tree import TaskTree
@@ -51,17 +54,13 @@ def read_report(
     path:str|Path, # File that `hipro_compare --report` wrote
 )->Report: # Without the predictions of single images
     "Reads it back; `BadData` for a file that holds something else"
-    try:
-        d = json.loads(Path(path).read_text(encoding='utf8'))
-        if d['kind'] != 'hipro_nb table': raise BadData('it is of another kind')
-        results = {n: Result.from_json(json.dumps(r)) for n,r in d['results'].items()}
-        gains = {n: {k: i and Interval(**i) for k,i in g.items()} for n,g in d['gains'].items()}
-        trees = {
-            int(s): (torch.tensor(t['affinity']), TaskTree.from_dict(t['tree']))
-            for s, t in d['trees'].items()}
-        return Report(results, gains, trees, d['costs'], d['left_out'], d['record'])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
-        raise BadData(f'{path} holds no report of hipro_compare: {e}') from None
+    try: t = read_table(path)
+    except BadData as e: raise BadData(f'{path} holds no report of hipro_compare: {e}') from None
+    for n,r in t.results.items():
+        lost = [k for k in ('date', 'device', 'revision') if k not in r.facts]
+        if lost: raise BadData(f'{path} holds no report of hipro_compare: {n} has no {lost[0]}')
+    trees = {s: (torch.tensor(x['affinity']), TaskTree.from_dict(x['tree'])) for s,x in t.trees.items()}
+    return Report(t.results, t.gains, trees, t.costs, t.left_out, t.record)
 
 # %% ../../nbs/studies/82_reports.ipynb #7530ad91
 @patch
@@ -90,7 +89,8 @@ def origin(self:Report)->str: # One sentence
     "Date, machine, revision and training time of the runs"
     facts = [r.facts for r in self.results.values()]
     dates = sorted({f['date'][:10] for f in facts})
-    minutes = sum(c['seconds']*len(self.seeds) for c in self.costs.values() if not c.get('trained_with'))/60
+    own = [c.get('seconds') or 0 for c in self.costs.values() if not c.get('trained_with')]
+    minutes = sum(own)*len(self.seeds)/60
     say = lambda k: ', '.join(sorted({f[k] for f in facts}))
     return (
         f"{dates[0] if len(dates) == 1 else f'{dates[0]} to {dates[-1]}'}, {say('device')}, revision"
@@ -130,21 +130,13 @@ class PaperTable:
         if odd or sum(n for _, n in self.bands) != len(self.head):
             raise ValueError(f'bands, head and rows must have the same columns: {len(self.head)} in the head')
 
+    @property
+    def grid(self)->list:
+        "Rows of `(text, is best)`, the head first"
+        return [[(c, False) for c in self.head], *self.rows]
     def __repr__(self):
-        grid = [self.head, *[[c + '*'*bool(b) for c,b in r] for r in self.rows]]
-        wide = [max(len(r[i]) for r in grid) for i in range(len(self.head))]
-        lines = ['  '.join(c.ljust(w) for c,w in zip(r, wide)).rstrip() for r in grid]
-        return '\n'.join([*lines, self.about.replace('best in bold', '* best')])
-
-    def _repr_html_(self):
-        cell = (
-            lambda tag, c, b=False, n=1: f'<{tag} colspan="{n}">'.replace(' colspan="1"', '')
-            + (f'<b>{escape(c)}</b>' if b else escape(c))
-            + f'</{tag}>')
-        top = ''.join(cell('th', t, n=n) for t,n in self.bands)
-        head = ''.join(cell('th', c) for c in self.head)
-        body = ''.join('<tr>' + ''.join(cell('td', c, b) for c,b in r) + '</tr>' for r in self.rows)
-        return f'<table><caption>{escape(self.about)}</caption><thead><tr>{top}</tr><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        return text_table(self.grid) + '\n' + plain_text(self.about).replace('best in bold', '* best')
+    def _repr_html_(self): return html_table(self.grid, self.about, self.bands)
 
 # %% ../../nbs/studies/82_reports.ipynb #b7641152
 def _cell(mean:float, std:float)->str: return f'{mean:.2f}' if std < .005 else f'{mean:.2f} ± {std:.2f}'
@@ -196,7 +188,7 @@ def differences(
     first = next(iter(reports.values())).results
     rows = [
         [(first[n].method, False),
-         *[_span(r.gains[n][k]) for r in reports.values() for k in ('seeds', 'images')]]
+         *[_span(r.gains.get(n, {}).get(k)) for r in reports.values() for k in ('seeds', 'images')]]
         for n in shown]
     bands = [('HiPro minus', 1), *[(label, 2) for label in reports]]
     return PaperTable(bands, ['method', *['over seeds', 'over images'] * len(reports)], rows,
@@ -245,6 +237,11 @@ def tasks(self:Source,
     return encode_tasks(clip, made, self._features, progress=False)
 
 # %% ../../nbs/studies/82_reports.ipynb #d490e60d
+class _Runs(TypedDict):
+    settings:dict[str,Plain]
+    facts:dict[str,Plain]
+    runs:dict[str,Plain]
+
 def run_missing(
     path:str|Path, # JSON to write
     settings:dict, # What all parts were run with
@@ -252,10 +249,7 @@ def run_missing(
 )->dict: # What was written: `settings`, `facts` and `runs`
     "Runs the parts that the file lacks; `BadData` if it was written with other settings"
     path, settings = Path(path), json.loads(json.dumps(settings))
-    found = (
-        json.loads(path.read_text(encoding='utf8'))
-        if path.exists()
-        else dict(settings=settings, facts={}, runs={}))
+    found = read_json(path, _Runs) if path.exists() else dict(settings=settings, facts={}, runs={})
     if diff := first_difference(found['settings'], settings):
         raise BadData(f'{path} was run with other settings: {diff}')
     for name,part in parts.items():
