@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 # %% ../nbs/running/70_cli.ipynb #03728b9f
 import matplotlib.pyplot as plt
@@ -36,9 +37,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # %% ../nbs/running/70_cli.ipynb #cbac9f1d
-from .data import (BadData, FeatureStore, Features, FrozenCLIP, Task, _refuse_bad, _scan, _threads,
-                           as_images, bad_images, encode_tasks, load_image_folder, load_tensors, safe_name,
-                           save_tensors, write_atomic)
+from .data import (BadData, FeatureStore, Features, FrozenCLIP, Plain, Task, _refuse_bad, _scan,
+                           _threads, as_images, as_kind, bad_images, encode_tasks, load_image_folder,
+                           load_tensors, read_json, safe_name, save_tensors, write_atomic)
+from .escape import json_text, markdown_text, plain_text, screen_text
 from .mini import MINI_TRAIN, mini_clip, mini_tasks
 from .clip import PromptTower, bench_tower, is_faster, load_clip
 from .tree import TaskTree, balanced_tree, plot_affinity
@@ -93,9 +95,11 @@ def run_command(
     warning once"""
     parser = command_parser(func)
     args = vars(parser.parse_args(argv))
-    tell, told = lambda text: print(f'{parser.prog}: {text}', file=sys.stderr, flush=True), set()
+    told = set()
+    def tell(text): print(f'{parser.prog}: {screen_text(text)}', file=sys.stderr, flush=True)
     def _warn(message, *args, **kwargs):
-        if str(message) not in told: told.add(str(message)); tell(message)
+        if str(message) not in told: tell(message)
+        told.add(str(message))
     for s in (sys.stdout, sys.stderr):
         if hasattr(s, 'reconfigure'): s.reconfigure(errors='replace') # a terminal that lacks a letter
     with warnings.catch_warnings():
@@ -479,19 +483,24 @@ def check_record(
             raise BadData(f'{folder} was run with other settings: {diff}; use the same, or another --name')
     write_atomic(folder/'run.json', json.dumps(record, indent=1, ensure_ascii=False))
 
+class _Names(TypedDict, total=False):
+    data:str
+    model:str|None
+    pretrained:str|None
+
+class _RunFile(TypedDict):
+    settings:_Names
+
 def read_run(
     folder:str|Path, # Folder of a run
 )->dict: # `settings`, `clip` and `tasks`
     "What a run recorded about itself; `BadData` where there is no run"
-    try: found = json.loads((Path(folder) / 'run.json').read_text(encoding='utf8'))
-    except (OSError, ValueError) as e:
-        raise BadData(
-            f'{folder} holds no run ({type(e).__name__} at run.json); expected a folder made by hipro_fit or'
-            ' hipro_demo') from None
-    if not isinstance(found, dict) or not isinstance(found.get('settings'), dict):
-        raise BadData(
-            f"{Path(folder)/'run.json'} is not what hipro_fit or hipro_demo writes: expected settings, clip"
-            " and tasks")
+    if not isinstance(folder, (str, Path)): raise BadData(f'{folder!r}: expected the folder of a run')
+    file = Path(folder)/'run.json'
+    try:
+        found = read_json(file, dict[str,Plain])
+        as_kind(found, _RunFile, file)
+    except BadData as e: raise BadData(f'{folder} holds no run of hipro_fit or hipro_demo: {e}') from None
     return found
 
 # %% ../nbs/running/70_cli.ipynb #8ba7f084
@@ -507,8 +516,11 @@ def read_results(
     path:str|Path, # File written by `write_results`
 )->list: # A `Result` per method
     "Reads them back; `BadData` for a file that holds something else"
-    try: return [Result.from_json(json.dumps(r)) for r in json.loads(Path(path).read_text(encoding='utf8'))]
-    except (OSError, ValueError, TypeError) as e:
+    try:
+        found = read_json(path, list[dict[str,Plain]])
+        if not found: raise BadData('an empty list')
+        return [Result.from_dict(r, f'result {i+1}') for i,r in enumerate(found)]
+    except BadData as e:
         raise BadData(f'{path} holds no results: {e}; expected what hipro_fit writes') from None
 
 def save_figures(
@@ -519,8 +531,9 @@ def save_figures(
 )->None:
     "Heat map and tree of a run"
     ax = plot_affinity(affinity, names, tree=tree)
-    write_atomic(
-        folder / 'affinity.png', lambda f: ax.figure.savefig(f, dpi=100, bbox_inches='tight', format='png'))
+    # the same bytes again
+    look = dict(dpi=100, bbox_inches='tight', format='png', metadata=dict(Software=None))
+    write_atomic(folder/'affinity.png', partial(ax.figure.savefig, **look))
     plt.close(ax.figure)
     write_atomic(folder/'tree.svg', tree.to_svg(names))
 
@@ -686,9 +699,9 @@ def seed_record(
     record:dict, # Of the run, as `run_record` has it
     seed:int, # The seed
     tasks:Sequence, # Its tasks
-)->dict: # `seed`, `settings`, `clip`, `files` and `data`
+)->dict: # `seed`, `settings`, `clip`, `files` and `data`, in the order in which they are compared
     "What the files of a seed say of themselves"
-    return dict(seed=seed, data=tasks_digest(tasks), **{k: record[k] for k in ('settings', 'clip', 'files')})
+    return dict(seed=seed, **{k: record[k] for k in ('settings', 'clip', 'files')}, data=tasks_digest(tasks))
 
 # %% ../nbs/running/70_cli.ipynb #f3d24940
 def summary(
@@ -697,18 +710,16 @@ def summary(
 )->str: # Markdown
     "Table, paired intervals and settings, as `results.md` has them"
     own, best = record['settings'], results[-1]
-    parts = [f"# {Path(own['data']).name}, {best.method}", compare(results).to_markdown()]
+    who = markdown_text(best.method)
+    parts = [f"# {markdown_text(Path(own['data']).name)}, {who}", compare(results).to_markdown()]
     if len(best.seeds) > 1:
-        lines = [(r.method, best.paired_interval(r)) for r in results[:-1]]
-        parts.append(
-            '\n'.join(
-                f'- {best.method} above {name}: {i.mean:+.2f} points, 95% interval {i.low:+.2f} to'
-                f' {i.high:+.2f} (paired, n = {i.n})'
-                for name, i in lines))
-    facts = best.facts
-    parts.append(
-        f"seeds {', '.join(map(str, best.seeds))}; {facts['date']}; {facts['device']}; revision"
-        f" {facts['revision']}")
+        lines = [(markdown_text(r.method), best.paired_interval(r)) for r in results[:-1]]
+        parts.append('\n'.join(
+            f'- {who} above {name}: {i.mean:+.2f} points, 95% interval {i.low:+.2f} to {i.high:+.2f} '
+            f'(paired, n = {i.n})' for name, i in lines))
+    facts = [best.facts.get(k, 'unknown') for k in ('date', 'device', 'revision')]
+    date, device, revision = map(markdown_text, facts)
+    parts.append(f"seeds {', '.join(map(str, best.seeds))}; {date}; {device}; revision {revision}")
     return '\n\n'.join(parts + ['```json\n' + json.dumps(own, indent=1, ensure_ascii=False) + '\n```']) + '\n'
 
 # %% ../nbs/running/70_cli.ipynb #a7670449
@@ -774,12 +785,16 @@ def collect(
     record = read_run(folder)
     check_seeds(folder, seeds, record)
     runs = [read_results(folder/f'seed{s}'/'results.json') for s in seeds]
+    odd = [s for s,rs in zip(seeds, runs) if len(rs) != len(runs[0])]
+    if odd: raise BadData(f'{folder}: seed {odd[0]} has results of other methods than seed {seeds[0]}')
     whole = [rs[0].merge(*rs[1:]) for rs in zip(*runs)]
     # it was a seed's
     results = [replace(r, facts={k: v for k,v in r.facts.items() if k != 'record'}) for r in whole]
     write_results(folder/'results.json', results)
     write_atomic(folder/'results.md', summary(results, record))
     trained = [Method.load(folder/f'seed{s}'/'model.safetensors') for s in seeds]
+    odd = [s for s,m in zip(seeds, trained) if m.tasks != results[0].tasks]
+    if odd: raise BadData(f'{folder}: the model of seed {odd[0]} was made for other tasks than its results')
     grids = [
         m.affinity
         for m in trained
@@ -797,7 +812,7 @@ def _about_to_run(settings:RunSettings, clip:FrozenCLIP, tasks:Sequence)->str:
     weights = f' ({Path(settings.pretrained).name})' if settings.pretrained else ''
     return (
         f"{len(tasks)} {'task' if len(tasks) == 1 else 'tasks'}, {classes} classes, {size['train']} images to"
-        f" learn from, {size['test']} to test on; model {clip.name}{weights}, on {clip.device}")
+        f" learn from, {size['test']} to test on; model {plain_text(clip.name + weights)}, on {clip.device}")
 
 @dataclass(frozen=True)
 class _Run:
@@ -929,12 +944,22 @@ def hipro_fit(
     return run_command(run_fit, argv)
 
 # %% ../nbs/running/70_cli.ipynb #7b7dd353
+def _check_here(run, model:str|None=None, pretrained:str|None=None)->None:
+    "`BadData` where a run's record names what would be fetched, which nobody has asked for"
+    tags = {tag for _,tag in open_clip.list_pretrained()}
+    there = [k for k in (model, pretrained) if k and not Path(k).exists()]
+    odd = next((k for k in there if k in tags or ":" in k), None)
+    if odd is None: return
+    raise BadData(f'{run} was made with {odd}, which may have to be fetched from the network: --download '
+                  'allows that, --model FOLDER names a copy on this machine')
+
 def load_run(
     run:str|Path, # Folder of a run
     seed:int|None = None, # Which seed's classifiers; the first one's by default
     model:str|None = None, # Model instead of the recorded one, e.g. where it lies elsewhere now
     pretrained:str|None = None, # Weights instead of the recorded ones
     device:str = 'cpu', # Where to compute
+    download:bool = False, # May a model that only the record names be fetched?
 )->Method: # Ready for `predict`
     """A trained method with the model that its run recorded; `BadData` for another model or a seed that is
     not there"""
@@ -943,8 +968,10 @@ def load_run(
     if not there: raise BadData(f'{run} has no finished seed; hipro_fit ... --resume finishes it')
     if seed is not None and seed not in there:
         raise BadData(f"{run} has no finished seed {seed}; there are {', '.join(map(str, there))}")
-    clip = open_model(
-        model or settings.get('model'), pretrained or (None if model else settings.get('pretrained')), device)
+    known = {} if model else {k: settings.get(k) for k in ('model', 'pretrained')}
+    if pretrained: known['pretrained'] = None
+    if not download: _check_here(run, **known)
+    clip = open_model(model or known['model'], pretrained or known.get('pretrained'), device)
     part = folder/f'seed{there[0] if seed is None else seed}'
     method = Method.load(part/'model.safetensors', clip)
     said, wanted = method.record, read_run(run) # as it is now: a command may be at work here
@@ -982,12 +1009,11 @@ def name_images(
 def _print_names(found:list, as_json:bool):
     "One line per image and task, or JSON"
     if as_json:
-        print(
-            json.dumps([f | dict(names=[dict(name=n, probability=p) for n, p in f['names']]) for f in found],
-                       indent=1, ensure_ascii=False))
+        print(json_text([f | dict(names=[dict(name=n, probability=p) for n,p in f['names']]) for f in found]))
         return
     for f in found:
-        print(f"{f['image']}  {f['task']}: " + ', '.join(f'{n} {100*p:.1f}%' for n, p in f['names']))
+        names = ', '.join(f'{n} {100*p:.1f}%' for n,p in f['names'])
+        print(f"{screen_text(f['image'])}  {plain_text(f['task'])}: {plain_text(names)}")
 
 def run_predict(
     run:str, # Folder of a run, such as runs/demo
@@ -999,10 +1025,11 @@ def run_predict(
     model:str|None = None, # Model instead of the recorded one, for one that lies elsewhere now
     pretrained:str|None = None, # Weights instead of the recorded ones
     device:str = 'auto', # cpu, cuda, or auto: the GPU where there is one
+    download:bool = False, # Fetch the model that the run names, where it is not on this machine?
 )->list: # `dict(image, task, names)`
     "Names the class of images, with its probability"
     if top < 1: raise BadData(f'--top {top}: expected at least 1')
-    found = name_images(load_run(run, seed, model, pretrained, device), images, task, top)
+    found = name_images(load_run(run, seed, model, pretrained, device, download), images, task, top)
     _print_names(found, json)
     return found
 
@@ -1176,7 +1203,8 @@ def tower_step(
     before, began = peak(), time.perf_counter()
     tower(ctx).backward(g)
     size = float(ctx.grad.norm()) # waits for a GPU
-    return asked | dict(seconds=time.perf_counter() - began, peak_mib=peak() - before, gradient=size)
+    seconds, held = time.perf_counter() - began, peak() - before
+    return asked | dict(seconds=seconds, peak_mib=None if math.isnan(held) else held, gradient=size)
 
 # %% ../nbs/running/70_cli.ipynb #2a074658
 SIZES = dict(small=[(65, 7)], RN50=[(65, 7), (345, 11), (1191, 19)])
@@ -1218,7 +1246,8 @@ def _say_memory(rows:list)->str:
     "A line per row"
     def _say_row(r):
         how = (r['dtype'] or '77 tokens') + (f", chunks of {r['chunk']}" if r['chunk'] else '')
-        cost = f"peak {r['peak_mib']:.0f} MiB, {r['seconds']:.1f} s"
+        peak = 'unknown' if r['peak_mib'] is None else f"{r['peak_mib']:.0f} MiB"
+        cost = f"peak {peak}, {r['seconds']:.1f} s"
         return f"memory, {r['classes']} classes x {r['nodes']} nodes, {how}: {cost}"
     return '\n'.join(map(_say_row, rows))
 
@@ -1250,19 +1279,21 @@ def _say_accuracy(a:dict)->str:
         " alike")
 
 # %% ../nbs/running/70_cli.ipynb #7fca9bad
+class _Part(TypedDict):
+    facts:dict[str,Plain]
+    found:Plain
+
 def read_bench(
     path:Path, # `bench.json`
 )->dict: # Its parts; none if there is no such file
     "What was measured before; `BadData` for a file of another kind"
     if not path.exists(): return {}
-    try: found = json.loads(path.read_text(encoding='utf8'))
-    except (OSError, ValueError) as e:
-        raise BadData(f'{path}: no JSON ({e}); expected what hipro_bench wrote, or another --out') from None
-    if (
-        not isinstance(found, dict)
-        or set(found) - set(PARTS)
-        or any(set(v) != {'facts', 'found'} for v in found.values())):
-        raise BadData(f"{path}: not what hipro_bench writes; choose another --out")
+    try:
+        found = read_json(path, dict[str,_Part])
+        odd = set(found) - set(PARTS)
+        if odd: raise BadData(f'a part {min(odd)!r}')
+    except BadData as e:
+        raise BadData(f'{path} is not what hipro_bench writes: {e}; choose another --out') from None
     return found
 
 @contextmanager

@@ -11,6 +11,9 @@ FLAGS = dict(slow="cells that really train", gpu="needs a CUDA device")
 sys.path.insert(0, str(ROOT))  # this checkout's package, wherever the environment was installed from
 # one thread each: pytest-xdist runs several tests at a time
 os.environ |= dict(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+# servers of this machine are asked directly
+os.environ |= dict(no_proxy="127.0.0.1,localhost", NO_PROXY="127.0.0.1,localhost")
+os.umask(0o022)  # a test that becomes nobody reads what another has written
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(ROOT), os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else [str(ROOT)])
 

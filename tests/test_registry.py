@@ -147,5 +147,6 @@ def test_compare_interrupted_with_two_jobs(tmp_path, moment):
     while left := list(members(p.pid)):
         assert time.monotonic() < end, left
         time.sleep(0.1)
-    assert at() == (set() if moment == "importing" else {"coop", "coop_mtl"}) and not list(
-        runs.glob("data-*/*/seed1/results.json"))
+    assert not list(runs.glob("data-*/*/seed1/results.json"))
+    # a fast machine may have imported, and begun
+    if moment == "training": assert at() == {"coop", "coop_mtl"}

@@ -53,3 +53,21 @@ def image_folder(root, tasks=("art", "clip art", "photo"), classes=("apple", "re
             for i in range(n):
                 coloured(c, 1000 * t + 100 * c + i).save(d / f"{i}.png")
     return root
+
+
+def hold_for_ever(folder):
+    "A command at work in a run's folder, until it is killed."
+    import time
+    from pathlib import Path
+
+    from hipro_nb.cli import hold
+
+    with hold(Path(folder)): time.sleep(3600)
+
+
+def fit_alone(argv):
+    "`hipro_fit` on one thread."
+    from hipro_nb.cli import hipro_fit
+
+    torch.set_num_threads(1)
+    return hipro_fit(argv)

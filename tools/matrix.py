@@ -27,10 +27,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 BOOK = "tests/test_notebooks.py"
+TESTS = [f"tests/test_{n}.py" for n in ("cli", "registry", "package", "bad_input")]
+RUNNING = [f"{BOOK}::test_notebook[running/{p.name}]" for p in sorted(ROOT.glob("nbs/running/*.ipynb"))]
 PARTS = {
     "numbers": [BOOK, "-k", "paper or engine or scheduling or cli"],  # where arithmetic is done
     "rest": ["tests", "--deselect", BOOK],
-    "commands": [f"tests/test_{n}.py" for n in ("cli", "registry", "package", "bad_input")],
+    "commands": [*TESTS, *RUNNING],
     "all": ["tests"],
 }
 
@@ -101,6 +103,13 @@ def other_disk():
     return next((p for p in places if os.access(p, os.W_OK) and os.stat(p).st_dev != usual), None)
 
 
+def odd_row():
+    proxy = "http://127.0.0.1:9"  # nobody is there
+    env = dict(COLUMNS="40", TZ="Asia/Kathmandu", http_proxy=proxy, https_proxy=proxy, no_proxy="")
+    private = ["sh", "-c", 'umask 077; exec "$@"', "sh"]
+    return Row("odd", "40 columns, another time zone, a dead proxy, umask 077", "rest", env, private)
+
+
 def order_row():
     seed = random.randrange(10**6)
     words = ["--random-order-bucket=global", f"--random-order-seed={seed}"]
@@ -131,7 +140,7 @@ def rows():
         cores_row(1),
         cores_row(2),
         Row("locale", "LC_ALL=C", "rest", env=dict(LC_ALL="C", LANG="C")),
-        Row("terminal", "40 columns, another time zone", "commands", env=dict(COLUMNS="40", TZ="Asia/Tokyo")),
+        odd_row(),
         order_row(),
         user_row(),
         Row("space", "a path with a space", "rest", folder="a clone"),
