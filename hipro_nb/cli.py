@@ -39,15 +39,16 @@ from torch.nn import functional as F
 # %% ../nbs/running/70_cli.ipynb #cbac9f1d
 from .data import (BadData, FeatureStore, Features, FrozenCLIP, Plain, Task, _refuse_bad, _scan,
                            _threads, as_images, as_kind, bad_images, encode_tasks, load_image_folder,
-                           load_tensors, read_json, safe_name, save_tensors, write_atomic)
+                           load_tensors, read_file, read_json, safe_name, save_tensors, write_atomic)
 from .escape import json_text, markdown_text, plain_text, screen_text
 from .mini import MINI_TRAIN, mini_clip, mini_tasks
 from .clip import PromptTower, bench_tower, is_faster, load_clip
 from .tree import TaskTree, balanced_tree, plot_affinity
-from .train import NonFiniteLoss, TrainConfig, affinity_overhead, class_index, first_difference
+from .loop import NonFiniteLoss, first_difference
+from .train import TrainConfig, affinity_overhead, check_fields, class_index
 from .views import encode_views, known_hash, warn_of_leaks
 from .datasets import list_datasets, load_tasks
-from .datasets.sources import check_class_names, check_table, read_classnames, rename_classes
+from .datasets.sources import check_class_names, check_table, name_classes, read_classnames
 from .baselines import METHODS, RUN_OPTIONS, method_options, option_default, run_options
 from .hipro import Method, Result, ZeroShot, compare, run_facts
 
@@ -182,7 +183,7 @@ def _named(tasks:list, folder:Path)->list:
     of one class"""
     table = read_classnames(folder)
     check_table(table, {c for t in tasks for c in t.classnames})
-    tasks = [rename_classes(t, table) for t in tasks]
+    tasks = name_classes(tasks, table)
     check_class_names(tasks)
     return tasks
 
@@ -258,6 +259,8 @@ class RunSettings:
     chunk: int | None = None  # Pairs of prompt and class at a time, where memory is short; not in the record, since it changes numbers by rounding alone
 
     def __post_init__(self):
+        try: check_fields(self)
+        except ValueError as e: raise BadData(str(e)) from None
         for f in ('root' if self.root else 'data', 'model', 'pretrained', 'train_list'):
             v = getattr(self, f)
             if v and v not in EMBEDDED and Path(v).exists():
@@ -657,7 +660,7 @@ def files_digest(
     """Stands for the names and the contents of all files that the tasks of a folder are drawn from, and for
     the train list"""
     if settings.root is not None or settings.data in EMBEDDED: return None
-    h = hashlib.sha256(Path(settings.train_list).read_bytes() if settings.train_list else b'')
+    h = hashlib.sha256(read_file(settings.train_list) if settings.train_list else b'')
     files = sorted(
         (f'{t}/{k}/{c}/{p.name}', p)
         for t, parts in _scan(Path(settings.data)).items()

@@ -99,9 +99,9 @@ def first_difference(
     new:object, # The same kind of values
     at:str='', # Where these two sit
 )->str|None: # Such as "config.lr was 0.1, is 0.2"; None if equal
-    "Where two nested values differ first, in words"
+    "Where two nested values differ first, in the order of `new`, in words"
     if isinstance(old, dict) and isinstance(new, dict):
-        pairs = [(f"{at}.{k}".lstrip('.'), old.get(k), new.get(k)) for k in {**old, **new}]
+        pairs = [(f"{at}.{k}".lstrip('.'), old.get(k), new.get(k)) for k in {**new, **old}]
     elif isinstance(old, list) and isinstance(new, list):
         if len(old) != len(new): return f"{at} had {len(old)} entries, has {len(new)}"
         pairs = [(f"{at}[{i}]", a, b) for i, (a, b) in enumerate(zip(old, new))]
