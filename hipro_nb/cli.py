@@ -44,10 +44,11 @@ from .escape import json_text, markdown_text, plain_text, screen_text
 from .mini import MINI_TRAIN, mini_clip, mini_tasks
 from .clip import PromptTower, bench_tower, is_faster, load_clip
 from .tree import TaskTree, balanced_tree, plot_affinity
-from .train import NonFiniteLoss, TrainConfig, affinity_overhead, class_index, first_difference
+from .loop import NonFiniteLoss, first_difference
+from .train import TrainConfig, affinity_overhead, check_fields, class_index
 from .views import encode_views, known_hash, warn_of_leaks
 from .datasets import list_datasets, load_tasks
-from .datasets.sources import check_class_names, check_table, read_classnames, rename_classes
+from .datasets.sources import check_class_names, check_table, name_classes, read_classnames
 from .baselines import METHODS, RUN_OPTIONS, method_options, option_default, run_options
 from .hipro import Method, Result, ZeroShot, compare, run_facts
 
@@ -182,7 +183,7 @@ def _named(tasks:list, folder:Path)->list:
     of one class"""
     table = read_classnames(folder)
     check_table(table, {c for t in tasks for c in t.classnames})
-    tasks = [rename_classes(t, table) for t in tasks]
+    tasks = name_classes(tasks, table)
     check_class_names(tasks)
     return tasks
 
@@ -258,6 +259,8 @@ class RunSettings:
     chunk: int | None = None  # Pairs of prompt and class at a time, where memory is short; not in the record, since it changes numbers by rounding alone
 
     def __post_init__(self):
+        try: check_fields(self)
+        except ValueError as e: raise BadData(str(e)) from None
         for f in ('root' if self.root else 'data', 'model', 'pretrained', 'train_list'):
             v = getattr(self, f)
             if v and v not in EMBEDDED and Path(v).exists():

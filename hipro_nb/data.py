@@ -6,12 +6,13 @@
 __all__ = ['Plain', 'FORMATS', 'BadData', 'clean_name', 'check_names', 'safe_name', 'write_atomic', 'check_writable',
            'check_file', 'read_file', 'open_file', 'parse_json', 'as_kind', 'read_json', 'save_tensors', 'load_tensors',
            'few_shot', 'seats', 'fraction', 'Unreadable', 'one_image', 'each_image', 'as_images', 'open_image',
-           'bad_images', 'Split', 'as_rows', 'Features', 'Task', 'check_tasks', 'contact_sheet', 'load_image_folder',
-           'FrozenCLIP', 'center_slab', 'image_hash', 'FeatureStore', 'settle_fork', 'encode_images', 'encode_tasks']
+           'bad_images', 'Split', 'as_rows', 'Features', 'Task', 'check_tasks', 'contact_sheet', 'image_files',
+           'scan_tasks', 'load_image_folder', 'FrozenCLIP', 'center_slab', 'image_hash', 'FeatureStore', 'settle_fork',
+           'decode_images', 'encode_images', 'encode_tasks']
 
 # %% ../nbs/paper/01_data.ipynb #b7ae1110
 import hashlib, html, json, math, os, re, stat, threading, time, unicodedata, uuid, warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -872,8 +873,18 @@ def contact_sheet(
 )->Image.Image: # The sheet
     "The first training images of each class of `task`, one row a class in the order of `task.classnames`."
     if task.is_encoded: raise BadData(f'task {_shown(task.name)} holds features: expected images')
+    if min(rows, cols, size) < 1:
+        raise BadData(f'rows={rows}, cols={cols}, size={size}: expected at least 1 of each')
     rows = min(rows, task.n_classes)
-    sheet = Image.new('RGB', (cols*(size+2)-2, rows*(size+2)-2), 'white')
+    wide, high = cols*(size+2)-2, rows*(size+2)-2
+    if wide * high > 1 << 28:
+        raise BadData(f'a contact sheet of {wide:,} x {high:,} pixels: expected at most {1<<28:,}')
+    shown = [i for k in range(rows) for i in (task.train.labels==k).nonzero()[:cols,0].tolist()]
+    if bad:=bad_images([task.train.images[i] for i in shown], False):
+        names = [
+            str(o) if _is_file(o) else f'image {i}' for i, o in ((i, task.train.images[i]) for i in shown)]
+        _refuse_bad(names, bad, f' of task {_shown(task.name)}')
+    sheet = Image.new('RGB', (wide, high), 'white')
     for k in range(rows):
         for j,i in enumerate((task.train.labels==k).nonzero()[:cols,0].tolist()):
             sheet.paste(
@@ -886,10 +897,13 @@ _endings = frozenset(
     '.jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .jp2 .avif .heic .heif'.split())
 _layouts = 'expected PATH/<task>/<class>/* or PATH/<task>/{train,val,test}/<class>/*'
 
+def _is_hidden(name:str)->bool:
+    "Is it a name that a system hides, or its own, as `Thumbs.db`?"
+    return name.startswith('.') or name.lower() in ('__macosx', 'thumbs.db', 'desktop.ini')
+
 def _visible(folder:Path)->list:
     try:
-        found = sorted((p for p in folder.iterdir() if not p.name.startswith('.') and p.name != '__MACOSX'),
-                       key=lambda p: p.name)
+        found = sorted((p for p in folder.iterdir() if not _is_hidden(p.name)), key=lambda p: p.name)
     except OSError as e:
         raise BadData(f'cannot read the folder {folder}: {e.strerror or e}; {_layouts}') from e
     for p in found:
@@ -907,7 +921,7 @@ def _folders(folder: Path) -> dict:
     return {
         unicodedata.normalize('NFC', p.name): p for p in _visible(folder) if p.is_dir() and not _is_loop(p)}
 
-
+# %% ../nbs/paper/01_data.ipynb #709369ce
 def _check_links(folder:Path)->None:
     "A link to nothing among folders: a task or a class that would be missed without a word"
     for p in _visible(folder):
@@ -915,8 +929,28 @@ def _check_links(folder:Path)->None:
             raise BadData(f'{p} is a link that leads nowhere: expected a folder; mend the link or remove it')
 
 
-def _images(folder: Path) -> list:
-    return [p for p in _visible(folder) if p.suffix.lower() in _endings and not p.is_dir()]
+_starts = (b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'GIF87a', b'GIF89a', b'II*\0', b'MM\0*', b'\0\0\0\x0cjP  ')
+
+def _is_picture(start:bytes)->bool:
+    "Do the first 16 bytes of a file say that it is a picture?"
+    by_type = start[:4]==b'RIFF' and start[8:12]==b'WEBP' or start[4:12] in (b'ftypavif', *_heic)
+    by_form = start[:2]==b'BM' and start[6:10]==bytes(4) or re.match(rb'P[1-6]\s+[#\d]', start)
+    return start.startswith(_starts) or by_type or bool(by_form)
+
+def _has_ending(p:Path)->bool: return any(c.isalpha() for c in p.suffix)
+
+def _is_image(p:Path)->bool:
+    "Is it a picture by its ending or, without one, by its content?"
+    if p.is_dir(): return False
+    if _has_ending(p): return p.suffix.lower() in _endings
+    with suppress(BadData), open_file(p, 2**62) as (f, _): return _is_picture(f.read(16))
+    return False
+
+def image_files(
+    folder:Path, # A folder
+)->list: # Paths, ordered by name
+    "The pictures in a folder: files with a picture's ending, and files without any that begin as pictures do"
+    return [p for p in _visible(folder) if _is_image(p)]
 
 # %% ../nbs/paper/01_data.ipynb #d21dc895
 def _scan_classes(folder:Path, who:str)->dict:
@@ -924,15 +958,18 @@ def _scan_classes(folder:Path, who:str)->dict:
     _check_links(folder)
     if not (found:=_folders(folder)):
         raise BadData(
-            f'{who} has no class folders in {folder}, {"only images" if _images(folder) else "nothing"}:'
+            f'{who} has no class folders in {folder}, {"only images" if image_files(folder) else "nothing"}:'
             f' {_layouts}')
     check_names(list(found), f'{who}, class')
-    out = {c: _images(p) for c,p in found.items()}
+    out = {c: image_files(p) for c,p in found.items()}
     for c,p in found.items():
         if inner := _folders(p):
             raise BadData(
                 f'{who}, class {_shown(c)} holds a folder, {min(inner)!r}: expected images only; {_layouts}')
-        if not out[c]: raise BadData(f'{who}, class {_shown(c)} has no images in {p}: expected at least 1')
+        others = [o for o in _visible(p) if not o.is_dir()]
+        there = f'; its {len(others)} files, as {_shown(others[0].name)}, are none' if others else ''
+        if not out[c]:
+            raise BadData(f'{who}, class {_shown(c)} has no images in {p}{there}: expected at least 1')
     return out
 
 # %% ../nbs/paper/01_data.ipynb #46c7bd04
@@ -968,7 +1005,7 @@ def _scan(path:Path)->dict:
         raise BadData(
             f'{path} holds {parts[0]} and {parts[1]} itself: {_layouts}, so one folder more, named after the'
             ' task')
-    if all(not _folders(p) and _images(p) for p in found.values()):
+    if all(not _folders(p) and image_files(p) for p in found.values()):
         raise BadData(
             f'{path} holds class folders itself, as {min(found)!r}: {_layouts}, so one folder more, named'
             ' after the task')
@@ -981,26 +1018,69 @@ def _scan(path:Path)->dict:
                 f' or more; {_layouts}')
     return out
 
+# %% ../nbs/paper/01_data.ipynb #91ad2fdf
+def _left_out(path:Path, found:dict)->dict:
+    """Files by what became of them: taken for their content, others in class folders, pictures beside them,
+    loops"""
+    taken = {p for parts in found.values() for cs in parts.values() for ps in cs.values() for p in ps}
+    classes, out = {p.parent for p in taken}, dict(bare=[], others=[], beside=[], loops=[])
+    above = {q for p in classes for q in p.parents if q==path or path in q.parents}
+    for folder in sorted(classes | above):
+        for p in _visible(folder):
+            if p.is_dir(): kind = 'loops' if _is_loop(p) else ''
+            elif p in taken: kind = '' if _has_ending(p) else 'bare'
+            else: kind = 'others' if folder in classes else 'beside' if _is_image(p) else ''
+            if kind: out[kind].append(p)
+    return out
+
+def _some(path:Path, files:Sequence, most:int=3)->str:
+    "The first of some files, and how many there are more"
+    more = f' and {len(files)-most} more' if len(files)>most else ''
+    return ', '.join(_shown(p.relative_to(path).as_posix()) for p in files[:most]) + more
+
+def _say_left_out(path:Path, found:dict)->None:
+    "Warn of what is in the folders and not taken, or taken for its content, each kind in a line"
+    out = _left_out(path, found)
+    ends = Counter(p.suffix.lower() if _has_ending(p) else 'without an ending' for p in out['others'])
+    kinds = ', '.join(f'{n} {k}' for k,n in ends.most_common(5))
+    lines = dict(bare='files without an ending that begin as pictures do: {} taken',
+                 others='files in class folders that are no pictures ({kinds}): {} left out',
+                 beside='pictures beside class folders: {} left out',
+                 loops='links to folders that they lie in: {} left out')
+    for kind,line in lines.items():
+        n = len(out[kind])
+        if n: warnings.warn(f"{line.format(n, kinds=kinds)}, {_some(path, out[kind])}")
+
+def scan_tasks(
+    path:str|Path, # Folder of tasks
+)->dict: # Image files by task, part and class; the one part is `all` where the folders do not say
+    "Find the pictures of a folder of tasks and say what is left out; raise `BadData` for whatever is wrong"
+    path = Path(path)
+    try:
+        found = _scan(path)
+        _say_left_out(path, found)
+    except OSError as e:
+        raise BadData(f'cannot read {e.filename or path}: {e.strerror or e}; {_layouts}') from e
+    return found
+
 # %% ../nbs/paper/01_data.ipynb #5d0119dc
+_by_task = dict[str,list[str]]
+
 def _read_list(train_list, frac:float|int|None)->tuple:
     "Task -> relative paths, of the percentage asked for, and the fraction that is still to be drawn."
-    try: d = train_list if isinstance(train_list, dict) else json.loads(read_file(train_list))
-    except (OSError, ValueError, RecursionError) as e:
-        raise BadData(
-            f'cannot read the train list {train_list}: {e}; expected JSON, task -> list of relative paths'
-        ) from e
+    wanted = 'expected JSON, task -> list of relative paths, or percentage -> task -> list'
+    is_here = isinstance(train_list, dict)
+    try: d = train_list if is_here else read_json(train_list)
+    except BadData as e: raise BadData(f'cannot read the train list: {e}; {wanted}') from e
     if isinstance(d, dict) and d and all(isinstance(v, dict) for v in d.values()):
         if (key:='' if frac is None else f'{100*frac:g}') not in d:
             raise BadData(
-                f'the train list has {", ".join(d)} percent and fraction={frac} was asked for: expected'
-                ' fraction=0.1 for 10 percent')
+                f'the train list has {", ".join(map(str, d))} percent and fraction={frac} was asked for:'
+                ' expected fraction=0.1 for 10 percent')
         d, frac = d[key], None
-    if not isinstance(d, dict) or not all(
-        isinstance(v, list) and all(isinstance(o, str) for o in v) for v in d.values()):
-        raise BadData(
-            'the train list has another form: expected task -> list of relative paths, or percentage -> task'
-            ' -> list')
-    return d, frac
+    who = 'the train list' if is_here else f'the train list {train_list}'
+    try: return as_kind(d, _by_task, who), frac
+    except BadData as e: raise BadData(f'{e}; {wanted}') from e
 
 # %% ../nbs/paper/01_data.ipynb #f058e8b7
 def _nfc(path)->str: return unicodedata.normalize('NFC', str(PurePosixPath(path)))
@@ -1019,6 +1099,19 @@ def _apply_list(parts:dict, listed:Sequence, who:str, dropped:set)->dict:
         if o in at: train.setdefault(at[o][0], []).append(at[o][1])
     for o in at.keys()-set(listed): test[at[o][0]].append(at[o][1])
     return dict(train=train, test={c: sorted(ps, key=lambda p: p.name) for c,ps in test.items() if ps})
+
+def _say_repeats(lists:dict, is_drawn:bool)->None:
+    "Warn of a list that names an image more than once, and say what is then trained on"
+    lists = {t: [_nfc(o) for o in l] for t,l in lists.items()}
+    twice = {t: Counter(l).most_common(1)[0][0] for t,l in lists.items() if len(set(l))<len(l)}
+    if not twice: return
+    tasks = '; '.join(f'{_shown(t)}, {len(lists[t])} entries of {len(set(lists[t]))} images, as {_shown(o)}'
+                      for t,o in twice.items())
+    then = (
+        'images are drawn from it as if each were named once'
+        if is_drawn
+        else 'an image is trained on as often as it is named')
+    warnings.warn(f'the train list names images more than once, {tasks}: {then}')
 
 # %% ../nbs/paper/01_data.ipynb #1af3565a
 def _check_counts(parts:dict, shots:int|None, who:str)->None:
@@ -1081,6 +1174,7 @@ def _make_tasks(found:dict, train_list, frac, shots, seed:int, dropped:dict)->li
             raise BadData(
                 f'task {_shown(odd[0])} is in the {"train list" if odd[0] in lists else "folder"} only:'
                 ' expected the same tasks in both')
+        if not dropped: _say_repeats(lists, frac is not None or shots is not None)
         found = {
             t: _apply_list(p, lists[t], f'task {_shown(t)}', dropped.get(t, set())) for t, p in found.items()}
     return [_make_task(t, p, frac, shots, seed) for t,p in found.items()]
@@ -1117,9 +1211,7 @@ def load_image_folder(
     if fraction is not None and shots is not None:
         raise BadData(f'fraction={fraction} and shots={shots}: expected one of the two')
     path = Path(path)
-    try: found = _scan(path)
-    except OSError as e:
-        raise BadData(f'cannot read {e.filename or path}: {e.strerror or e}; {_layouts}') from e
+    found = scan_tasks(path)
     tasks = _make_tasks(found, train_list, fraction, shots, seed, {})
     files = [p for parts in found.values() for cs in parts.values() for ps in cs.values() for p in ps]
     if not (bad:=bad_images(files, progress) if check or skip_bad_images else {}): return tasks
@@ -1490,6 +1582,13 @@ def _parts(images)->Iterator:
     "All pictures of what has a length, 1,024 at a time of what comes one by one."
     if _is_array(images) or isinstance(images, (list, tuple, Split)): yield as_images(images)
     else: yield from _few(each_image(images), 1024)
+
+def decode_images(
+    clip:FrozenCLIP, # Its preprocessing is used
+    images:Sequence|np.ndarray|Tensor, # Pictures, as `as_images` gives them
+)->Float[Tensor,'B c h v']: # Pixels, as the tower takes them
+    "Open and preprocess images; raise one `BadData` that lists all unreadable images."
+    with _listing_bad(images): return torch.stack(list(_in_order(_crew(clip), clip.pixels, images, 128)))
 
 def encode_images(
     clip:FrozenCLIP, # The tower
