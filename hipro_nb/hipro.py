@@ -806,12 +806,10 @@ def _check_file(path, meta:dict, clip, tasks)->None:
         with suppress(ImportError): importlib.import_module(meta['module'])
     if meta.get('kind') != 'hipro_nb method' or meta.get('method') not in Method.kinds:
         raise BadData(f"{path} holds no trained method; expected a file written by `save`")
-    if clip is not None and clip.key != meta['clip']['key']:
+    if clip is not None and not clip.is_model(meta['clip']['name'], meta['clip']['key']):
         raise BadData(
             f"{path} was made with model {meta['clip']['name']} (key {meta['clip']['key'][:8]}), not with"
-            f" {clip.name} (key {clip.key[:8]}): its prompts mean nothing to another"
-            f" model{' (a folder that was renamed needs its old name)' if meta['clip']['name'] != clip.name else ''}"
-        )
+            f" {clip.name} (key {clip.key[:8]}): its prompts mean nothing to another model")
     for t, name, names in itertools.zip_longest(
         tasks or (), meta['tasks'] if tasks else (), meta['classnames'] if tasks else ()):
         if t is None or t.name != name:
