@@ -39,7 +39,7 @@ from torch.nn import functional as F
 # %% ../nbs/running/70_cli.ipynb #cbac9f1d
 from .data import (BadData, FeatureStore, Features, FrozenCLIP, Plain, Task, _refuse_bad, _scan,
                            _threads, as_images, as_kind, bad_images, encode_tasks, load_image_folder,
-                           load_tensors, read_json, safe_name, save_tensors, write_atomic)
+                           load_tensors, read_file, read_json, safe_name, save_tensors, write_atomic)
 from .escape import json_text, markdown_text, plain_text, screen_text
 from .mini import MINI_TRAIN, mini_clip, mini_tasks
 from .clip import PromptTower, bench_tower, is_faster, load_clip
@@ -660,7 +660,7 @@ def files_digest(
     """Stands for the names and the contents of all files that the tasks of a folder are drawn from, and for
     the train list"""
     if settings.root is not None or settings.data in EMBEDDED: return None
-    h = hashlib.sha256(Path(settings.train_list).read_bytes() if settings.train_list else b'')
+    h = hashlib.sha256(read_file(settings.train_list) if settings.train_list else b'')
     files = sorted(
         (f'{t}/{k}/{c}/{p.name}', p)
         for t, parts in _scan(Path(settings.data)).items()
