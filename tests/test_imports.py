@@ -12,7 +12,8 @@ ORDER = {module_of(nb): i for nb, i in PLACE.items() if module_of(nb)}
 ORDER |= {m.removesuffix(".__init__"): n for m, n in ORDER.items()}
 PURE = {"escape", "loss", "affinity", "tree", "fuse", "bilevel"}
 HEAVY = {"open_clip", "torchvision", "timm", "PIL"}
-# exports nothing; borrows pictures and model, and compares itself at its end with the library derived after it
+# exports nothing; borrows pictures and model, and compares itself at its end with the library derived after
+# it
 OVERTURE = "start/00_from_scratch.ipynb"
 
 
