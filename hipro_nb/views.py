@@ -163,7 +163,9 @@ class Twin:
     classes:tuple # Names of the classes that it is under
     def __str__(self):
         other = next((i for i,c in enumerate(self.classes) if c!=self.classes[0]), 1)
-        pair = [self.places[i][3]+(f' as {self.classes[i]!r}' if self.is_contradiction else '') for i in (0, other)]
+        pair = [
+            self.places[i][3] + (f' as {self.classes[i]!r}' if self.is_contradiction else '')
+            for i in (0, other)]
         more = f' ({len(self.places)} copies)' if len(self.places)>2 else ''
         return f'{self.places[0][0]}, {" = ".join(pair)}{more}'
     @property

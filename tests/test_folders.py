@@ -108,7 +108,8 @@ def test_a_pipe_does_not_hang_a_command(tmp_path, name):
     root = image_folder(tmp_path / "data", tasks=("art", "photo"), classes=("apple", "plum"), n=3)
     os.mkfifo(root / name)
     lists = ["--train-list", root / name] if name == "list.json" else ["--shots", 1]
-    status, lines = said_by(run_fit, root, "--method", "zero_shot", "--seeds", 1, *lists, "--out", tmp_path / "runs")
+    status, lines = said_by(
+        run_fit, root, "--method", "zero_shot", "--seeds", 1, *lists, "--out", tmp_path / "runs")
     assert status == (0 if name.endswith("zz") else 2) and any(
         os.path.basename(name) in line for line in lines), lines
     assert "is a FIFO" in lines[-1] or name.endswith("zz"), lines
@@ -117,13 +118,14 @@ def test_a_pipe_does_not_hang_a_command(tmp_path, name):
 def test_a_pipe_in_a_run_or_a_model_does_not_hang(tmp_path):
     "A FIFO in the place of each file that a run or a model is read from: refused, and the file named."
     root, model = image_folder(tmp_path / "data", tasks=("art", "photo"), n=3), save_clip(tmp_path / "model")
-    words = [root, "--shots", 1, "--method", "zero_shot", "--seeds", 1, "--model", model, "--out", tmp_path / "runs",
-             "--name", "run", "--device", "cpu"]
+    words = [root, "--shots", 1, "--method", "zero_shot", "--seeds", 1, "--model", model, "--out",
+             tmp_path / "runs", "--name", "run", "--device", "cpu"]
     assert said_by(run_fit, *words)[0] == 0
     run, picture = tmp_path / "runs/run", root / "art/apple/0.png"
     again, name = (run_fit, *words, "--resume"), (run_predict, run, picture)
-    for path, command in ((run / "run.json", again), (run / "run.json", name), (run / "seed1/results.json", again),
-                          (run / "seed1/model.safetensors", name), (model / "open_clip_config.json", name),
+    for path, command in ((run / "run.json", again), (run / "run.json", name),
+                          (run / "seed1/results.json", again), (run / "seed1/model.safetensors", name),
+                          (model / "open_clip_config.json", name),
                           (model / "open_clip_model.safetensors", again), (picture, name), (picture, again)):
         kept = path.rename(tmp_path / "kept")
         os.mkfifo(path)
