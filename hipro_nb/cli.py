@@ -259,7 +259,7 @@ class RunSettings:
     chunk: int | None = None  # Pairs of prompt and class at a time, where memory is short; not in the record, since it changes numbers by rounding alone
 
     def __post_init__(self):
-        try: check_fields(self)
+        try:check_fields(self)
         except ValueError as e: raise BadData(str(e)) from None
         for f in ('root' if self.root else 'data', 'model', 'pretrained', 'train_list'):
             v = getattr(self, f)
@@ -469,9 +469,13 @@ def _as_now(old:dict, new:dict)->dict:
         | dict(settings=own, clip=new.get('clip', {}) | old.get('clip', {})))
 
 def _at_its_place(old:dict, new:dict)->dict:
-    "`old` with the model's name and place of `new`, where both have the same model: a folder may have been moved"
+    """`old` with the model's name and place of `new`, where both have the same model: a folder may have been
+    moved"""
     if not isinstance(old.get('clip'), dict) or old['clip'].get('key') != new['clip']['key']: return old
-    place = {k: new['settings'][k] for k in ('model', 'pretrained') if k in new['settings'] and k in old['settings']}
+    place = {
+        k: new['settings'][k]
+        for k in ('model', 'pretrained')
+        if k in new['settings'] and k in old['settings']}
     return old | dict(settings=old['settings'] | place, clip=old['clip'] | dict(name=new['clip']['name']))
 
 # %% ../nbs/running/70_cli.ipynb #48523d23
