@@ -259,7 +259,7 @@ class RunSettings:
     chunk: int | None = None  # Pairs of prompt and class at a time, where memory is short; not in the record, since it changes numbers by rounding alone
 
     def __post_init__(self):
-        try: check_fields(self)
+        try:check_fields(self)
         except ValueError as e: raise BadData(str(e)) from None
         for f in ('root' if self.root else 'data', 'model', 'pretrained', 'train_list'):
             v = getattr(self, f)
@@ -468,15 +468,29 @@ def _as_now(old:dict, new:dict)->dict:
         | old
         | dict(settings=own, clip=new.get('clip', {}) | old.get('clip', {})))
 
+def _at_its_place(old:dict, new:dict)->dict:
+    """`old` with the model's name and place of `new`, where both have the same model: a folder may have been
+    moved"""
+    if not isinstance(old.get('clip'), dict) or old['clip'].get('key') != new['clip']['key']: return old
+    place = {
+        k: new['settings'][k]
+        for k in ('model', 'pretrained')
+        if k in new['settings'] and k in old['settings']}
+    return old | dict(settings=old['settings'] | place, clip=old['clip'] | dict(name=new['clip']['name']))
+
 # %% ../nbs/running/70_cli.ipynb #48523d23
 def check_record(
     folder:Path, # Folder of the run
     record:dict, # What it is to be run with: `settings`, `clip`, `tasks`
+    clip:FrozenCLIP|None = None, # The model of the record, which knows its key of version 0.1.0
 )->None:
     "Writes `run.json`; refuses a folder whose seeds were run with something else"
     if (folder/'run.json').exists() and any(folder.glob('seed*/*')):
         new = json.loads(json.dumps(record))
-        diff = first_difference(_as_now(read_run(folder), new), new)
+        old = _as_now(read_run(folder), new)
+        if clip is not None and clip.is_model(*(str(old['clip'].get(k)) for k in ('name', 'key'))):
+            old = old | dict(clip=old['clip'] | dict(key=clip.key))
+        diff = first_difference(_at_its_place(old, new), new)
         if diff and diff.startswith('files '):
             raise BadData(
                 f"{folder} was run on other images: since then files below {record['settings']['data']}, or"
@@ -654,6 +668,11 @@ def save_seed(
     shutil.rmtree(folder/'checkpoint', ignore_errors=True)
 
 # %% ../nbs/running/70_cli.ipynb #b66084bf
+def _hash_or_nothing(path:Path)->bytes:
+    "A file's content hash; empty for what cannot be read and may have been left out"
+    with suppress(OSError, BadData): return known_hash(path)
+    return b''
+
 def files_digest(
     settings:RunSettings, # What is run
 )->str|None: # 16 hexadecimal digits; None where the images are not a folder of tasks
@@ -668,7 +687,7 @@ def files_digest(
         for c, ps in cs.items()
         for p in ps)
     with ThreadPoolExecutor(_threads()) as pool:
-        for (name, _), own in zip(files, pool.map(known_hash, (p for _, p in files))):
+        for (name, _), own in zip(files, pool.map(_hash_or_nothing, (p for _, p in files))):
             h.update(name.encode() + own)
     return h.hexdigest()[:16]
 
@@ -756,7 +775,8 @@ def check_seed(
 )->bool: # Does it say what it was made with?
     "Refuses a seed that was made with something else, naming the first difference"
     results, found = read_seed(part, read)
-    own = dict(found or wanted, seed=results[0].seeds[0]) # a folder may have been copied
+    own = _at_its_place(found, wanted) if found and 'clip' in wanted else found or wanted
+    own = dict(own, seed=results[0].seeds[0]) # a folder may have been copied
     diff = first_difference({k: own.get(k) for k in wanted}, json.loads(json.dumps(wanted)))
     if diff and diff.split(' ')[0] in ('data', 'files'):
         diff = 'its images, class names or train list have changed'
@@ -890,7 +910,7 @@ def fit_settings(
     record = run_record(settings, clip, tasks)
     with hold(folder):
         check_free(folder, resume)
-        check_record(folder, record)
+        check_record(folder, record, clip)
         print(_about_to_run(settings, clip, tasks), flush=True)
         _fit_seeds(_Run(settings, clip, folder, store or FeatureStore(None), progress, record), seeds, tasks)
         results = collect(folder, sorted({*seeds, *finished_seeds(folder)}))

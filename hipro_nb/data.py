@@ -1105,13 +1105,12 @@ def _say_repeats(lists:dict, is_drawn:bool)->None:
     lists = {t: [_nfc(o) for o in l] for t,l in lists.items()}
     twice = {t: Counter(l).most_common(1)[0][0] for t,l in lists.items() if len(set(l))<len(l)}
     if not twice: return
-    tasks = '; '.join(f'{_shown(t)}, {len(lists[t])} entries of {len(set(lists[t]))} images, as {_shown(o)}'
-                      for t,o in twice.items())
-    then = (
-        'images are drawn from it as if each were named once'
-        if is_drawn
-        else 'an image is trained on as often as it is named')
-    warnings.warn(f'the train list names images more than once, {tasks}: {then}')
+    tasks = [f'{_shown(t)}, {len(lists[t])} entries of {len(set(lists[t]))} images, as {_shown(o)}'
+             for t,o in twice.items()]
+    more = f'; and {len(tasks)-8} more tasks' if len(tasks)>8 else ''
+    then = 'an image is trained on as often as it is named'
+    if is_drawn: then = 'images are drawn from it as if each were named once'
+    warnings.warn(f'the train list names images more than once, {"; ".join(tasks[:8])}{more}: {then}')
 
 # %% ../nbs/paper/01_data.ipynb #1af3565a
 def _check_counts(parts:dict, shots:int|None, who:str)->None:
@@ -1219,7 +1218,8 @@ def load_image_folder(
     if not skip_bad_images:
         _refuse_bad(names, bad, f' in {path}',
                     ', or leave them out with --skip-bad-images (skip_bad_images=True in Python)')
-    warnings.warn(f'skipped {len(bad)} unreadable images: ' + ', '.join(names[i] for i in bad))
+    more = f' and {len(bad)-20} more' if len(bad)>20 else ''
+    warnings.warn(f'skipped {len(bad)} unreadable images: ' + ', '.join([names[i] for i in bad][:20]) + more)
     found, dropped = _drop(found, {files[i] for i in bad})
     return _make_tasks(found, train_list, fraction, shots, seed, dropped)
 
