@@ -41,7 +41,7 @@ setuptools.setup(
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    # hf: Hugging Face data sets
+    # hf: Hugging Face data sets, tokenizers and text towers
     extras_require={"dev": cfg["dev_requirements"].split(), "hf": cfg["hf_requirements"].split()},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),

@@ -39,15 +39,16 @@ from torch.nn import functional as F
 # %% ../nbs/running/70_cli.ipynb #cbac9f1d
 from .data import (BadData, FeatureStore, Features, FrozenCLIP, Plain, Task, _refuse_bad, _scan,
                            _threads, as_images, as_kind, bad_images, encode_tasks, load_image_folder,
-                           load_tensors, read_json, safe_name, save_tensors, write_atomic)
+                           load_tensors, read_file, read_json, safe_name, save_tensors, write_atomic)
 from .escape import json_text, markdown_text, plain_text, screen_text
 from .mini import MINI_TRAIN, mini_clip, mini_tasks
 from .clip import PromptTower, bench_tower, is_faster, load_clip
 from .tree import TaskTree, balanced_tree, plot_affinity
-from .train import NonFiniteLoss, TrainConfig, affinity_overhead, class_index, first_difference
+from .loop import NonFiniteLoss, first_difference
+from .train import TrainConfig, affinity_overhead, check_fields, class_index
 from .views import encode_views, known_hash, warn_of_leaks
 from .datasets import list_datasets, load_tasks
-from .datasets.sources import check_class_names, check_table, read_classnames, rename_classes
+from .datasets.sources import check_class_names, check_table, name_classes, read_classnames
 from .baselines import METHODS, RUN_OPTIONS, method_options, option_default, run_options
 from .hipro import Method, Result, ZeroShot, compare, run_facts
 
@@ -182,7 +183,7 @@ def _named(tasks:list, folder:Path)->list:
     of one class"""
     table = read_classnames(folder)
     check_table(table, {c for t in tasks for c in t.classnames})
-    tasks = [rename_classes(t, table) for t in tasks]
+    tasks = name_classes(tasks, table)
     check_class_names(tasks)
     return tasks
 
@@ -258,6 +259,8 @@ class RunSettings:
     chunk: int | None = None  # Pairs of prompt and class at a time, where memory is short; not in the record, since it changes numbers by rounding alone
 
     def __post_init__(self):
+        try:check_fields(self)
+        except ValueError as e: raise BadData(str(e)) from None
         for f in ('root' if self.root else 'data', 'model', 'pretrained', 'train_list'):
             v = getattr(self, f)
             if v and v not in EMBEDDED and Path(v).exists():
@@ -465,15 +468,29 @@ def _as_now(old:dict, new:dict)->dict:
         | old
         | dict(settings=own, clip=new.get('clip', {}) | old.get('clip', {})))
 
+def _at_its_place(old:dict, new:dict)->dict:
+    """`old` with the model's name and place of `new`, where both have the same model: a folder may have been
+    moved"""
+    if not isinstance(old.get('clip'), dict) or old['clip'].get('key') != new['clip']['key']: return old
+    place = {
+        k: new['settings'][k]
+        for k in ('model', 'pretrained')
+        if k in new['settings'] and k in old['settings']}
+    return old | dict(settings=old['settings'] | place, clip=old['clip'] | dict(name=new['clip']['name']))
+
 # %% ../nbs/running/70_cli.ipynb #48523d23
 def check_record(
     folder:Path, # Folder of the run
     record:dict, # What it is to be run with: `settings`, `clip`, `tasks`
+    clip:FrozenCLIP|None = None, # The model of the record, which knows its key of version 0.1.0
 )->None:
     "Writes `run.json`; refuses a folder whose seeds were run with something else"
     if (folder/'run.json').exists() and any(folder.glob('seed*/*')):
         new = json.loads(json.dumps(record))
-        diff = first_difference(_as_now(read_run(folder), new), new)
+        old = _as_now(read_run(folder), new)
+        if clip is not None and clip.is_model(*(str(old['clip'].get(k)) for k in ('name', 'key'))):
+            old = old | dict(clip=old['clip'] | dict(key=clip.key))
+        diff = first_difference(_at_its_place(old, new), new)
         if diff and diff.startswith('files '):
             raise BadData(
                 f"{folder} was run on other images: since then files below {record['settings']['data']}, or"
@@ -651,13 +668,18 @@ def save_seed(
     shutil.rmtree(folder/'checkpoint', ignore_errors=True)
 
 # %% ../nbs/running/70_cli.ipynb #b66084bf
+def _hash_or_nothing(path:Path)->bytes:
+    "A file's content hash; empty for what cannot be read and may have been left out"
+    with suppress(OSError, BadData): return known_hash(path)
+    return b''
+
 def files_digest(
     settings:RunSettings, # What is run
 )->str|None: # 16 hexadecimal digits; None where the images are not a folder of tasks
     """Stands for the names and the contents of all files that the tasks of a folder are drawn from, and for
     the train list"""
     if settings.root is not None or settings.data in EMBEDDED: return None
-    h = hashlib.sha256(Path(settings.train_list).read_bytes() if settings.train_list else b'')
+    h = hashlib.sha256(read_file(settings.train_list) if settings.train_list else b'')
     files = sorted(
         (f'{t}/{k}/{c}/{p.name}', p)
         for t, parts in _scan(Path(settings.data)).items()
@@ -665,7 +687,7 @@ def files_digest(
         for c, ps in cs.items()
         for p in ps)
     with ThreadPoolExecutor(_threads()) as pool:
-        for (name, _), own in zip(files, pool.map(known_hash, (p for _, p in files))):
+        for (name, _), own in zip(files, pool.map(_hash_or_nothing, (p for _, p in files))):
             h.update(name.encode() + own)
     return h.hexdigest()[:16]
 
@@ -753,7 +775,8 @@ def check_seed(
 )->bool: # Does it say what it was made with?
     "Refuses a seed that was made with something else, naming the first difference"
     results, found = read_seed(part, read)
-    own = dict(found or wanted, seed=results[0].seeds[0]) # a folder may have been copied
+    own = _at_its_place(found, wanted) if found and 'clip' in wanted else found or wanted
+    own = dict(own, seed=results[0].seeds[0]) # a folder may have been copied
     diff = first_difference({k: own.get(k) for k in wanted}, json.loads(json.dumps(wanted)))
     if diff and diff.split(' ')[0] in ('data', 'files'):
         diff = 'its images, class names or train list have changed'
@@ -887,7 +910,7 @@ def fit_settings(
     record = run_record(settings, clip, tasks)
     with hold(folder):
         check_free(folder, resume)
-        check_record(folder, record)
+        check_record(folder, record, clip)
         print(_about_to_run(settings, clip, tasks), flush=True)
         _fit_seeds(_Run(settings, clip, folder, store or FeatureStore(None), progress, record), seeds, tasks)
         results = collect(folder, sorted({*seeds, *finished_seeds(folder)}))

@@ -6,12 +6,13 @@
 __all__ = ['Plain', 'FORMATS', 'BadData', 'clean_name', 'check_names', 'safe_name', 'write_atomic', 'check_writable',
            'check_file', 'read_file', 'open_file', 'parse_json', 'as_kind', 'read_json', 'save_tensors', 'load_tensors',
            'few_shot', 'seats', 'fraction', 'Unreadable', 'one_image', 'each_image', 'as_images', 'open_image',
-           'bad_images', 'Split', 'as_rows', 'Features', 'Task', 'check_tasks', 'contact_sheet', 'load_image_folder',
-           'FrozenCLIP', 'center_slab', 'image_hash', 'FeatureStore', 'settle_fork', 'encode_images', 'encode_tasks']
+           'bad_images', 'Split', 'as_rows', 'Features', 'Task', 'check_tasks', 'contact_sheet', 'image_files',
+           'scan_tasks', 'load_image_folder', 'FrozenCLIP', 'center_slab', 'image_hash', 'FeatureStore', 'settle_fork',
+           'decode_images', 'encode_images', 'encode_tasks']
 
 # %% ../nbs/paper/01_data.ipynb #b7ae1110
 import hashlib, html, json, math, os, re, stat, threading, time, unicodedata, uuid, warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -872,8 +873,18 @@ def contact_sheet(
 )->Image.Image: # The sheet
     "The first training images of each class of `task`, one row a class in the order of `task.classnames`."
     if task.is_encoded: raise BadData(f'task {_shown(task.name)} holds features: expected images')
+    if min(rows, cols, size) < 1:
+        raise BadData(f'rows={rows}, cols={cols}, size={size}: expected at least 1 of each')
     rows = min(rows, task.n_classes)
-    sheet = Image.new('RGB', (cols*(size+2)-2, rows*(size+2)-2), 'white')
+    wide, high = cols*(size+2)-2, rows*(size+2)-2
+    if wide * high > 1 << 28:
+        raise BadData(f'a contact sheet of {wide:,} x {high:,} pixels: expected at most {1<<28:,}')
+    shown = [i for k in range(rows) for i in (task.train.labels==k).nonzero()[:cols,0].tolist()]
+    if bad:=bad_images([task.train.images[i] for i in shown], False):
+        names = [
+            str(o) if _is_file(o) else f'image {i}' for i, o in ((i, task.train.images[i]) for i in shown)]
+        _refuse_bad(names, bad, f' of task {_shown(task.name)}')
+    sheet = Image.new('RGB', (wide, high), 'white')
     for k in range(rows):
         for j,i in enumerate((task.train.labels==k).nonzero()[:cols,0].tolist()):
             sheet.paste(
@@ -886,10 +897,13 @@ _endings = frozenset(
     '.jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .jp2 .avif .heic .heif'.split())
 _layouts = 'expected PATH/<task>/<class>/* or PATH/<task>/{train,val,test}/<class>/*'
 
+def _is_hidden(name:str)->bool:
+    "Is it a name that a system hides, or its own, as `Thumbs.db`?"
+    return name.startswith('.') or name.lower() in ('__macosx', 'thumbs.db', 'desktop.ini')
+
 def _visible(folder:Path)->list:
     try:
-        found = sorted((p for p in folder.iterdir() if not p.name.startswith('.') and p.name != '__MACOSX'),
-                       key=lambda p: p.name)
+        found = sorted((p for p in folder.iterdir() if not _is_hidden(p.name)), key=lambda p: p.name)
     except OSError as e:
         raise BadData(f'cannot read the folder {folder}: {e.strerror or e}; {_layouts}') from e
     for p in found:
@@ -907,7 +921,7 @@ def _folders(folder: Path) -> dict:
     return {
         unicodedata.normalize('NFC', p.name): p for p in _visible(folder) if p.is_dir() and not _is_loop(p)}
 
-
+# %% ../nbs/paper/01_data.ipynb #709369ce
 def _check_links(folder:Path)->None:
     "A link to nothing among folders: a task or a class that would be missed without a word"
     for p in _visible(folder):
@@ -915,8 +929,28 @@ def _check_links(folder:Path)->None:
             raise BadData(f'{p} is a link that leads nowhere: expected a folder; mend the link or remove it')
 
 
-def _images(folder: Path) -> list:
-    return [p for p in _visible(folder) if p.suffix.lower() in _endings and not p.is_dir()]
+_starts = (b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'GIF87a', b'GIF89a', b'II*\0', b'MM\0*', b'\0\0\0\x0cjP  ')
+
+def _is_picture(start:bytes)->bool:
+    "Do the first 16 bytes of a file say that it is a picture?"
+    by_type = start[:4]==b'RIFF' and start[8:12]==b'WEBP' or start[4:12] in (b'ftypavif', *_heic)
+    by_form = start[:2]==b'BM' and start[6:10]==bytes(4) or re.match(rb'P[1-6]\s+[#\d]', start)
+    return start.startswith(_starts) or by_type or bool(by_form)
+
+def _has_ending(p:Path)->bool: return any(c.isalpha() for c in p.suffix)
+
+def _is_image(p:Path)->bool:
+    "Is it a picture by its ending or, without one, by its content?"
+    if p.is_dir(): return False
+    if _has_ending(p): return p.suffix.lower() in _endings
+    with suppress(BadData), open_file(p, 2**62) as (f, _): return _is_picture(f.read(16))
+    return False
+
+def image_files(
+    folder:Path, # A folder
+)->list: # Paths, ordered by name
+    "The pictures in a folder: files with a picture's ending, and files without any that begin as pictures do"
+    return [p for p in _visible(folder) if _is_image(p)]
 
 # %% ../nbs/paper/01_data.ipynb #d21dc895
 def _scan_classes(folder:Path, who:str)->dict:
@@ -924,15 +958,18 @@ def _scan_classes(folder:Path, who:str)->dict:
     _check_links(folder)
     if not (found:=_folders(folder)):
         raise BadData(
-            f'{who} has no class folders in {folder}, {"only images" if _images(folder) else "nothing"}:'
+            f'{who} has no class folders in {folder}, {"only images" if image_files(folder) else "nothing"}:'
             f' {_layouts}')
     check_names(list(found), f'{who}, class')
-    out = {c: _images(p) for c,p in found.items()}
+    out = {c: image_files(p) for c,p in found.items()}
     for c,p in found.items():
         if inner := _folders(p):
             raise BadData(
                 f'{who}, class {_shown(c)} holds a folder, {min(inner)!r}: expected images only; {_layouts}')
-        if not out[c]: raise BadData(f'{who}, class {_shown(c)} has no images in {p}: expected at least 1')
+        others = [o for o in _visible(p) if not o.is_dir()]
+        there = f'; its {len(others)} files, as {_shown(others[0].name)}, are none' if others else ''
+        if not out[c]:
+            raise BadData(f'{who}, class {_shown(c)} has no images in {p}{there}: expected at least 1')
     return out
 
 # %% ../nbs/paper/01_data.ipynb #46c7bd04
@@ -968,7 +1005,7 @@ def _scan(path:Path)->dict:
         raise BadData(
             f'{path} holds {parts[0]} and {parts[1]} itself: {_layouts}, so one folder more, named after the'
             ' task')
-    if all(not _folders(p) and _images(p) for p in found.values()):
+    if all(not _folders(p) and image_files(p) for p in found.values()):
         raise BadData(
             f'{path} holds class folders itself, as {min(found)!r}: {_layouts}, so one folder more, named'
             ' after the task')
@@ -981,26 +1018,69 @@ def _scan(path:Path)->dict:
                 f' or more; {_layouts}')
     return out
 
+# %% ../nbs/paper/01_data.ipynb #91ad2fdf
+def _left_out(path:Path, found:dict)->dict:
+    """Files by what became of them: taken for their content, others in class folders, pictures beside them,
+    loops"""
+    taken = {p for parts in found.values() for cs in parts.values() for ps in cs.values() for p in ps}
+    classes, out = {p.parent for p in taken}, dict(bare=[], others=[], beside=[], loops=[])
+    above = {q for p in classes for q in p.parents if q==path or path in q.parents}
+    for folder in sorted(classes | above):
+        for p in _visible(folder):
+            if p.is_dir(): kind = 'loops' if _is_loop(p) else ''
+            elif p in taken: kind = '' if _has_ending(p) else 'bare'
+            else: kind = 'others' if folder in classes else 'beside' if _is_image(p) else ''
+            if kind: out[kind].append(p)
+    return out
+
+def _some(path:Path, files:Sequence, most:int=3)->str:
+    "The first of some files, and how many there are more"
+    more = f' and {len(files)-most} more' if len(files)>most else ''
+    return ', '.join(_shown(p.relative_to(path).as_posix()) for p in files[:most]) + more
+
+def _say_left_out(path:Path, found:dict)->None:
+    "Warn of what is in the folders and not taken, or taken for its content, each kind in a line"
+    out = _left_out(path, found)
+    ends = Counter(p.suffix.lower() if _has_ending(p) else 'without an ending' for p in out['others'])
+    kinds = ', '.join(f'{n} {k}' for k,n in ends.most_common(5))
+    lines = dict(bare='files without an ending that begin as pictures do: {} taken',
+                 others='files in class folders that are no pictures ({kinds}): {} left out',
+                 beside='pictures beside class folders: {} left out',
+                 loops='links to folders that they lie in: {} left out')
+    for kind,line in lines.items():
+        n = len(out[kind])
+        if n: warnings.warn(f"{line.format(n, kinds=kinds)}, {_some(path, out[kind])}")
+
+def scan_tasks(
+    path:str|Path, # Folder of tasks
+)->dict: # Image files by task, part and class; the one part is `all` where the folders do not say
+    "Find the pictures of a folder of tasks and say what is left out; raise `BadData` for whatever is wrong"
+    path = Path(path)
+    try:
+        found = _scan(path)
+        _say_left_out(path, found)
+    except OSError as e:
+        raise BadData(f'cannot read {e.filename or path}: {e.strerror or e}; {_layouts}') from e
+    return found
+
 # %% ../nbs/paper/01_data.ipynb #5d0119dc
+_by_task = dict[str,list[str]]
+
 def _read_list(train_list, frac:float|int|None)->tuple:
     "Task -> relative paths, of the percentage asked for, and the fraction that is still to be drawn."
-    try: d = train_list if isinstance(train_list, dict) else json.loads(read_file(train_list))
-    except (OSError, ValueError, RecursionError) as e:
-        raise BadData(
-            f'cannot read the train list {train_list}: {e}; expected JSON, task -> list of relative paths'
-        ) from e
+    wanted = 'expected JSON, task -> list of relative paths, or percentage -> task -> list'
+    is_here = isinstance(train_list, dict)
+    try: d = train_list if is_here else read_json(train_list)
+    except BadData as e: raise BadData(f'cannot read the train list: {e}; {wanted}') from e
     if isinstance(d, dict) and d and all(isinstance(v, dict) for v in d.values()):
         if (key:='' if frac is None else f'{100*frac:g}') not in d:
             raise BadData(
-                f'the train list has {", ".join(d)} percent and fraction={frac} was asked for: expected'
-                ' fraction=0.1 for 10 percent')
+                f'the train list has {", ".join(map(str, d))} percent and fraction={frac} was asked for:'
+                ' expected fraction=0.1 for 10 percent')
         d, frac = d[key], None
-    if not isinstance(d, dict) or not all(
-        isinstance(v, list) and all(isinstance(o, str) for o in v) for v in d.values()):
-        raise BadData(
-            'the train list has another form: expected task -> list of relative paths, or percentage -> task'
-            ' -> list')
-    return d, frac
+    who = 'the train list' if is_here else f'the train list {train_list}'
+    try: return as_kind(d, _by_task, who), frac
+    except BadData as e: raise BadData(f'{e}; {wanted}') from e
 
 # %% ../nbs/paper/01_data.ipynb #f058e8b7
 def _nfc(path)->str: return unicodedata.normalize('NFC', str(PurePosixPath(path)))
@@ -1019,6 +1099,18 @@ def _apply_list(parts:dict, listed:Sequence, who:str, dropped:set)->dict:
         if o in at: train.setdefault(at[o][0], []).append(at[o][1])
     for o in at.keys()-set(listed): test[at[o][0]].append(at[o][1])
     return dict(train=train, test={c: sorted(ps, key=lambda p: p.name) for c,ps in test.items() if ps})
+
+def _say_repeats(lists:dict, is_drawn:bool)->None:
+    "Warn of a list that names an image more than once, and say what is then trained on"
+    lists = {t: [_nfc(o) for o in l] for t,l in lists.items()}
+    twice = {t: Counter(l).most_common(1)[0][0] for t,l in lists.items() if len(set(l))<len(l)}
+    if not twice: return
+    tasks = [f'{_shown(t)}, {len(lists[t])} entries of {len(set(lists[t]))} images, as {_shown(o)}'
+             for t,o in twice.items()]
+    more = f'; and {len(tasks)-8} more tasks' if len(tasks)>8 else ''
+    then = 'an image is trained on as often as it is named'
+    if is_drawn: then = 'images are drawn from it as if each were named once'
+    warnings.warn(f'the train list names images more than once, {"; ".join(tasks[:8])}{more}: {then}')
 
 # %% ../nbs/paper/01_data.ipynb #1af3565a
 def _check_counts(parts:dict, shots:int|None, who:str)->None:
@@ -1081,6 +1173,7 @@ def _make_tasks(found:dict, train_list, frac, shots, seed:int, dropped:dict)->li
             raise BadData(
                 f'task {_shown(odd[0])} is in the {"train list" if odd[0] in lists else "folder"} only:'
                 ' expected the same tasks in both')
+        if not dropped: _say_repeats(lists, frac is not None or shots is not None)
         found = {
             t: _apply_list(p, lists[t], f'task {_shown(t)}', dropped.get(t, set())) for t, p in found.items()}
     return [_make_task(t, p, frac, shots, seed) for t,p in found.items()]
@@ -1117,9 +1210,7 @@ def load_image_folder(
     if fraction is not None and shots is not None:
         raise BadData(f'fraction={fraction} and shots={shots}: expected one of the two')
     path = Path(path)
-    try: found = _scan(path)
-    except OSError as e:
-        raise BadData(f'cannot read {e.filename or path}: {e.strerror or e}; {_layouts}') from e
+    found = scan_tasks(path)
     tasks = _make_tasks(found, train_list, fraction, shots, seed, {})
     files = [p for parts in found.values() for cs in parts.values() for ps in cs.values() for p in ps]
     if not (bad:=bad_images(files, progress) if check or skip_bad_images else {}): return tasks
@@ -1127,7 +1218,8 @@ def load_image_folder(
     if not skip_bad_images:
         _refuse_bad(names, bad, f' in {path}',
                     ', or leave them out with --skip-bad-images (skip_bad_images=True in Python)')
-    warnings.warn(f'skipped {len(bad)} unreadable images: ' + ', '.join(names[i] for i in bad))
+    more = f' and {len(bad)-20} more' if len(bad)>20 else ''
+    warnings.warn(f'skipped {len(bad)} unreadable images: ' + ', '.join([names[i] for i in bad][:20]) + more)
     found, dropped = _drop(found, {files[i] for i in bad})
     return _make_tasks(found, train_list, fraction, shots, seed, dropped)
 
@@ -1149,27 +1241,70 @@ def _describe(preprocess)->str:
     return ' '.join(hashes)
 
 # %% ../nbs/paper/01_data.ipynb #757e8398
+def _text_tower(model:nn.Module)->nn.Module: return model.text if hasattr(model, 'text') else model
+
+def _embedding(model:nn.Module)->nn.Module|None:
+    "The table of tokens, wherever this kind of model has it; None where it has none"
+    tower = _text_tower(model)
+    if hasattr(tower, 'token_embedding'): return tower.token_embedding
+    inner = getattr(tower, 'transformer', None)
+    return inner.get_input_embeddings() if hasattr(inner, 'get_input_embeddings') else None
+
+def _check_model(model:nn.Module, name:str)->None:
+    "Raise `BadData` that names the first part that a model lacks"
+    lost = [o for o in ('visual', 'encode_image', 'encode_text', 'logit_scale') if not hasattr(model, o)]
+    if not lost and _embedding(model) is None: lost = ['a token embedding']
+    who = f'{name} is a {type(model).__name__}'
+    if lost:
+        raise BadData(
+            f"{who} without {lost[0]}: expected one of open_clip's models, CLIP, CustomTextCLIP or CoCa")
+    for tower in (model.visual, model.text) if hasattr(model, 'text') else (model.visual,):
+        pairs, wanted = bool(getattr(tower, 'output_tokens', False)), hasattr(model, 'text_decoder')
+        if pairs != wanted:
+            raise BadData(f'{who} whose {type(tower).__name__} has output_tokens={pairs}: expected {wanted}')
+
+# %% ../nbs/paper/01_data.ipynb #dad14db0
+def _check_tokenizer(tokenizer:Callable, model:nn.Module, name:str)->None:
+    "Raise `BadData` unless a tokenizer makes rows that the model can read"
+    who, wanted = (f'the tokenizer of {name}',
+                   'expected texts -> int64 ids of shape `n L`, as of open_clip.get_tokenizer')
+    try: ids = tokenizer(['a photo of a bed.', ''])
+    except Exception as e:
+        raise BadData(f'{who} fails on a list of texts ({type(e).__name__}: {str(e)[:200]}); {wanted}') from e
+    if not isinstance(ids, Tensor) or ids.dtype!=torch.int64 or ids.ndim!=2 or len(ids)!=2:
+        raise BadData(
+            f'{who} gives {getattr(ids, "dtype", type(ids).__name__)} {list(getattr(ids, "shape", ""))} for 2'
+            f' texts; {wanted}')
+    table, place = _embedding(model), getattr(_text_tower(model), 'positional_embedding', None)
+    if int(ids.max())>=table.num_embeddings:
+        raise BadData(
+            f'{who} has the token {int(ids.max())} and the model a table of {table.num_embeddings}: expected'
+            ' its own tokenizer')
+    if not isinstance(place, Tensor): return
+    room = len(place) - (getattr(_text_tower(model), 'cls_emb', None) is not None)
+    if ids.shape[1]>room or (ids.shape[1]!=room and not hasattr(model, 'text')):
+        raise BadData(
+            f'{who} makes rows of {ids.shape[1]} tokens and the model reads {room}: expected its own'
+            ' tokenizer')
+
+# %% ../nbs/paper/01_data.ipynb #62f5a5e8
 class FrozenCLIP(nn.Module):
     "An open_clip model that nothing changes any more, with its tokenizer and its preprocessing."
     def __init__(self,
-        model:nn.Module, # `open_clip.model.CLIP`
+        model:nn.Module, # One of open_clip's: `CLIP`, `CustomTextCLIP`, `CoCa`
         tokenizer:Callable, # List of texts -> token ids, int64 of shape `n L`
         preprocess:Callable|None, # Picture -> pixels, as in the test
-        name:str, # Name of the architecture
+        name:str, # What it is called in messages and tables
         # Identifies architecture, weights and preprocessing; computed when first asked for if None
         key:str|None=None,
         dtype:torch.dtype|None=None, # Compute type of the image tower; if None, bf16 on a GPU that has units for it (compute capability 8.0 on), elsewhere the weights' own
     ):
         super().__init__()
-        if lost := [
-            o
-            for o in ('visual', 'token_embedding', 'text_projection', 'logit_scale')
-            if not hasattr(model, o)]:
-            raise BadData(
-                f'{name} is a {type(model).__name__} without {lost[0]}: expected an open_clip.model.CLIP')
+        _check_model(model, name)
+        _check_tokenizer(tokenizer, model, name)
         self.model = model.requires_grad_(False).eval()
         self.tokenizer,self.preprocess,self.name,self.dtype = tokenizer,preprocess,name,dtype
-        self._key,self._scale,self._described = key,None,_describe(preprocess)
+        self._key,self._is_given,self._scale,self._described = key,key is not None,None,_describe(preprocess)
     def train(self,
         mode:bool=True, # Ignored
     )->nn.Module: # `self`
@@ -1177,15 +1312,56 @@ class FrozenCLIP(nn.Module):
         return super().train(False)
 
 # %% ../nbs/paper/01_data.ipynb #a5a85f00
+_traits = '''num_heads heads num_attention_heads eps variance_epsilon layer_norm_eps layer_norm_epsilon approximate hidden_act feed_forward_proj
+pool_type text_pool_type attn_pool_type global_pool final_ln_after_pool eos_id text_eos_id pad_id pad_token_id use_pad_mask correct_cls_mask
+image_size kernel_size stride padding dilation groups'''.split()
+
+def _architecture(model:nn.Module)->str:
+    "What the weights do not say of a model: its kinds of layers, and the numbers and words that steer them"
+    lines = {type(m).__name__ for m in model.modules()}
+    for name,m in model.named_modules():
+        known = (
+            vars(m)
+            | (vars(m.config) if hasattr(m, 'config') else {})
+            | dict(causal=m._buffers.get('attn_mask') is not None))
+        lines |= {
+            f'{name}.{k}={known[k]}'
+            for k in (*_traits, 'causal')
+            if isinstance(known.get(k), (bool, int, float, str, tuple, list))}
+    return '\n'.join(sorted(lines))
+
 @patch(as_prop=True)
 def key(self:FrozenCLIP)->str:
-    "Hash of the architecture's name, its kinds of layers, the weights and the preprocessing."
+    "Hash of the weights, of what they do not say of the architecture, and of the preprocessing."
     if self._key is None:
-        kinds = ' '.join(sorted({type(m).__name__ for m in self.model.modules()}))
-        self._key = _hash_tensors(self.model.state_dict(), f'{self.name}\n{kinds}\n{self._described}')
+        self._key = _hash_tensors(self.model.state_dict(), f'{_architecture(self.model)}\n{self._described}')
     return self._key
 
+# %% ../nbs/paper/01_data.ipynb #2dd21eb8
+def _former_key(clip:FrozenCLIP, name:str)->str:
+    "The key that version 0.1.0 gave to this model under that name"
+    tensors, kinds = clip.model.state_dict(), {type(m).__name__ for m in clip.model.modules()}
+    if hasattr(clip.model, 'text'): # It was held in a module of its own
+        tensors, kinds = {f'inner.{k}': v for k,v in tensors.items()}, kinds | {'_Foreign'}
+    return _hash_tensors(tensors, f'{name}\n{" ".join(sorted(kinds))}\n{clip._described}')
+
+@patch
+def is_model(self:FrozenCLIP,
+    name:str, # Name that a file recorded
+    key:str, # Key that it recorded
+)->bool: # Is it the same model?
+    "Is this the model that a file was made with? Keys of version 0.1.0 are known too."
+    return key==self.key or (not self._is_given and key==_former_key(self, str(name)))
+
 # %% ../nbs/paper/01_data.ipynb #26324610
+@patch(as_prop=True)
+def text_tower(self:FrozenCLIP)->nn.Module:
+    "The module that turns token ids into a feature: the model itself, or its part `text`."
+    return _text_tower(self.model)
+@patch(as_prop=True)
+def embedding(self:FrozenCLIP)->nn.Module:
+    "The module that turns token ids into vectors, which a learned context replaces."
+    return _embedding(self.model)
 @patch(as_prop=True)
 def device(self:FrozenCLIP)->torch.device:
     "Where the weights are."
@@ -1193,11 +1369,11 @@ def device(self:FrozenCLIP)->torch.device:
 @patch(as_prop=True)
 def width(self:FrozenCLIP)->int:
     "Width of a token, w."
-    return self.model.token_embedding.weight.shape[1]
+    return self.embedding.embedding_dim
 @patch(as_prop=True)
 def context_length(self:FrozenCLIP)->int:
     "Positions of a text, with start and end."
-    return self.model.positional_embedding.shape[0]
+    return self.tokenizer(['']).shape[1]
 @patch(as_prop=True)
 def logit_scale(self:FrozenCLIP)->float:
     "Factor on cosine similarities, 1/τ in Eq. 1; read once, since a GPU would have to be waited for."
@@ -1206,7 +1382,8 @@ def logit_scale(self:FrozenCLIP)->float:
 @patch(as_prop=True)
 def embed_dim(self:FrozenCLIP)->int:
     "Width of a feature, d."
-    p = self.model.text_projection
+    p = getattr(self.text_tower, 'text_projection', None)
+    if p is None: return getattr(self.text_tower, 'output_dim', None) or self.width
     return p.out_features if isinstance(p, nn.Linear) else p.shape[1]
 
 # %% ../nbs/paper/01_data.ipynb #532ced1f
@@ -1232,7 +1409,7 @@ def encode_text(self:FrozenCLIP,
     tokens:Int64[Tensor,'n L'], # Token ids
 )->Float[Tensor,'n d']: # Unit-norm features
     "Features g(t) of texts, all positions computed."
-    return self.model.encode_text(tokens.to(self.device), normalize=True)
+    return F.normalize(self.model.encode_text(tokens.to(self.device)), dim=-1)
 
 # %% ../nbs/paper/01_data.ipynb #de30e9a5
 def center_slab(
@@ -1303,13 +1480,30 @@ class FeatureStore:
     ):
         if dir is not None and os.path.lexists(dir) and not Path(dir).is_dir():
             raise BadData(f'{dir} is not a folder; expected one for image features, there or to be made')
-        self.dir,self.shard_size,self._tables = (None if dir is None else Path(dir)),shard_size,{}
+        self.dir, self.shard_size, self._tables, self._names = (
+            (None if dir is None else Path(dir)), shard_size, {}, {})
     def __repr__(self): return f'FeatureStore({"in memory" if self.dir is None else self.dir.name})'
 
+@patch
+def _found(self:FeatureStore, clip:FrozenCLIP, own:str, end:str)->str:
+    """The folder of `clip` that is there: `own`, one of the same key under another name, or one of version
+    0.1.0; else `own`"""
+    if self.dir is None or (self.dir/own).is_dir(): return own
+    named = [p.name for p in sorted(self.dir.glob(f'*{end}'))]
+    if named: return named[0]
+    for about in sorted(self.dir.glob('*/about.json')):
+        with suppress(BadData):
+            said = read_json(about, dict[str,str])
+            if said.get('precision') == str(clip.precision) and clip.is_model(
+                said.get('model'), said.get('key')): return about.parent.name
+    return own
 
 @patch
-def _name(self: FeatureStore, clip: FrozenCLIP) -> str:
-    return f'{safe_name(clip.name, 40)}-{safe_name(clip.key, 20)}-{str(clip.precision).split(".")[-1]}'
+def _name(self:FeatureStore, clip:FrozenCLIP)->str:
+    "The folder of a tower, known by key and precision; the name in it is for people"
+    end = f'-{safe_name(clip.key, 20)}-{str(clip.precision).split(".")[-1]}'
+    if end not in self._names: self._names[end] = self._found(clip, safe_name(clip.name, 40)+end, end)
+    return self._names[end]
 
 # %% ../nbs/paper/01_data.ipynb #3f20bad8
 def _checked_shard(path:Path, width:int)->tuple:
@@ -1490,6 +1684,13 @@ def _parts(images)->Iterator:
     "All pictures of what has a length, 1,024 at a time of what comes one by one."
     if _is_array(images) or isinstance(images, (list, tuple, Split)): yield as_images(images)
     else: yield from _few(each_image(images), 1024)
+
+def decode_images(
+    clip:FrozenCLIP, # Its preprocessing is used
+    images:Sequence|np.ndarray|Tensor, # Pictures, as `as_images` gives them
+)->Float[Tensor,'B c h v']: # Pixels, as the tower takes them
+    "Open and preprocess images; raise one `BadData` that lists all unreadable images."
+    with _listing_bad(images): return torch.stack(list(_in_order(_crew(clip), clip.pixels, images, 128)))
 
 def encode_images(
     clip:FrozenCLIP, # The tower

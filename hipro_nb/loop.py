@@ -99,7 +99,7 @@ def first_difference(
     new:object, # The same kind of values
     at:str='', # Where these two sit
 )->str|None: # Such as "config.lr was 0.1, is 0.2"; None if equal
-    "Where two nested values differ first, in words"
+    "Where two nested values differ first, in the order of `new`, in words"
     if isinstance(old, dict) and isinstance(new, dict):
         pairs = [(f"{at}.{k}".lstrip('.'), old.get(k), new.get(k)) for k in {**new, **old}]
     elif isinstance(old, list) and isinstance(new, list):

@@ -7,8 +7,6 @@ __all__ = ['JSCPT_TRAIN', 'WEIGHTINGS', 'JSCPT_MINI', 'projection_affinity', 'Sc
            'BilevelTrainer', 'schedule_cost', 'JSCPT']
 
 # %% ../nbs/scheduling/62_schedule.ipynb #6b190228
-import hashlib
-import json
 import math
 import time
 import warnings
@@ -27,11 +25,10 @@ from torch import Tensor, nn
 from .bilevel import (NotFinite, SeriesDiverges, gradient_calls, hypergradient, largest_curvature,
                               twice_differentiable)
 from .causal import CausalMask, ImageBank, MTVLP, causal_effect
-from .data import (BadData, FeatureStore, Features, FrozenCLIP, Plain, Split, Task, as_kind, fraction,
-                           image_hash, load_tensors, save_tensors)
+from .data import BadData, FeatureStore, FrozenCLIP, Plain, Task, as_kind, fraction
 from .hipro import Method, Result
-from .train import (BatchPlan, NonFiniteLoss, TrainConfig, first_difference, lr_at, run_steps,
-                            whole_step)
+from .loop import check_finite, run as run_loop, whole_step
+from .train import BatchPlan, TrainConfig, Trainer, below, config_key, split_hash
 from .visual import VisionTower, has_blocks
 
 # %% ../nbs/scheduling/62_schedule.ipynb #0a9ebdd1
@@ -101,7 +98,7 @@ def _check_choice(name:str, value, choices:Sequence)->None:
     if value not in choices: raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
 
 # %% ../nbs/scheduling/62_schedule.ipynb #fc3df14c
-class BilevelTrainer:
+class BilevelTrainer(Trainer):
     "MTVLP and its scheduler in training: `lower` and `upper` are the two levels' steps"
     def __init__(self,
         model:MTVLP, # The prompts
@@ -118,16 +115,15 @@ class BilevelTrainer:
     ):
         _check_choice('weighting', weighting, WEIGHTINGS)
         _check_choice('contrast', contrast, ('without', 'complement'))
-        self.model, self.train, self.val, self.config, self.weighting, self.contrast, self.depth = (
-            model, train, val, config, weighting, contrast, depth)
+        self.model, self.train, self.val, self.config = model, train, val, config
+        self.weighting, self.contrast, self.depth = weighting, contrast, depth
         self.scheduler = scheduler or Scheduler(model.n_tasks, seed=config.seed)
         self.device = next(model.parameters()).device
         self.scheduler.to(self.device)
         self._plan(upper_every)
         self._optimizers(upper_lr)
-        self.clean = True
-        self.step, self.uppers, self.skipped, self.counts, self.alpha, self.history, self.totals = (
-            0, 0, 0, Counter(), None, [], None)
+        self.uppers, self.skipped, self.counts, self.alpha = 0, 0, Counter(), None
+        super().__init__(config, self.plan, torch.zeros(5, model.n_tasks, device=self.device))
 
 # %% ../nbs/scheduling/62_schedule.ipynb #3d62361e
 @patch
@@ -135,10 +131,9 @@ def _plan(self:BilevelTrainer, upper_every:int|None):
     "Order of the images on both levels, and M"
     c, n = self.config, self.model.n_tasks
     each = c.batch_size if c.per_task_batch else max(1, c.batch_size // n)
-    self.plan, self.held = BatchPlan(self.train.sizes, each, c.seed, per_task=True), BatchPlan(
-        self.val.sizes, each, c.seed + 1, per_task=True)
-    self.plan.steps = math.ceil(max(self.train.sizes) / each)
-    self.each, self.total_steps = each, self.plan.steps*c.epochs
+    self.plan = BatchPlan(self.train.sizes, each, c.seed, per_task=True)
+    self.held = BatchPlan(self.val.sizes, each, c.seed + 1, per_task=True)
+    self.each, self.plan.steps = each, math.ceil(max(self.train.sizes) / each)
     if upper_every is not None and upper_every < 1:
         raise ValueError(f'upper_every is {upper_every}; expected 1 lower step per upper step, or more')
     self.M = upper_every or max(4, self.plan.steps // 15)
@@ -228,26 +223,27 @@ def weigh(self:BilevelTrainer,
 
 # %% ../nbs/scheduling/62_schedule.ipynb #58e82409
 @patch
-def _check(self:BilevelTrainer, each, grads):
+def check_finite(self:BilevelTrainer,
+    each:Float[Tensor,'N'], # Loss of each task
+    grads:Sequence, # Gradients of the parameters
+):
     "`NonFiniteLoss` naming the step and the task"
     names = getattr(self, 'names', [f'number {i}' for i in range(len(each))])
+    def name(i):
+        "What the i-th of the losses, then of the gradients, is called"
+        return f'the loss of task {names[i]}' if i < len(each) else 'a gradient'
     good = torch.cat([each.isfinite(), *(g.isfinite().all()[None] for g in grads)])
-    if good.all(): return # one answer to wait for, where a GPU computes
-    bad = good.tolist().index(False)
-    what = f'the loss of task {names[bad]}' if bad < len(each) else 'a gradient'
-    raise NonFiniteLoss(
-        f"step {self.step}: {what} is not finite; stopped before the step. Expected a lower lr than"
-        f" {self.config.lr:g}, or images and prompts of ordinary size")
+    check_finite(good, name, self.step, self.config.lr)
 
 @patch
-def _note(self:BilevelTrainer, losses, w, A, e):
+def note(self:BilevelTrainer,
+    losses, # `Losses` of the step's batch
+    w:Float[Tensor,'N'], # Weights of the tasks
+    A:Float[Tensor,'N'], # Their affinity
+    e:Float[Tensor,'N'], # Their causal effect
+):
     "Count the step; close the epoch's means of L, L_o, w, A and e"
-    row = torch.stack([x.detach().float() for x in (losses.factual, losses.without, w, A, e)])
-    self.totals = row if self.totals is None else self.totals + row
-    self.step += 1
-    if self.step % self.plan.steps == 0:
-        self.history.append((self.totals / self.plan.steps).cpu())
-        self.totals = None
+    Trainer.note(self, torch.stack([x.detach().float() for x in (losses.factual, losses.without, w, A, e)]))
 
 # %% ../nbs/scheduling/62_schedule.ipynb #884a253e
 @patch
@@ -260,7 +256,7 @@ def lower(self:BilevelTrainer)->Float[Tensor,'N']: # Factual loss of each task
     if self.log_var is not None: total = (self.log_var.neg().exp()*losses.factual + self.log_var/2).sum()
     self.counts['update'] += 1
     self._descend(total, shared, copies, losses.factual.detach())
-    self._note(losses, w, A, e)
+    self.note(losses, w, A, e)
     return losses.factual.detach()
 
 @patch
@@ -272,8 +268,8 @@ def _descend(self:BilevelTrainer, total, shared, copies, each):
     ours, outs = list(self.model.learners[-1].parameters()), [p for p in shared if p is not None]
     back = torch.autograd.grad(outs, ours, [g.sum(0) for g in found[len(rest):]])
     for p, g in zip(rest + ours, [*found[:len(rest)], *back]): p.grad = g
-    self._check(each, [g for g in (*found, *back) if g is not None])
-    for group in self.sgd.param_groups: group['lr'] = lr_at(self.config, self.step // self.plan.steps)
+    self.check_finite(each, [g for g in (*found, *back) if g is not None])
+    for group in self.sgd.param_groups: group['lr'] = self.lr
     self.sgd.step()
 
 # %% ../nbs/scheduling/62_schedule.ipynb #a9f73898
@@ -336,85 +332,59 @@ def train_step(self:BilevelTrainer):
         self.lower()
         if self.weighting == 'scheduled' and self.step % self.M == 0: self.upper()
 
-@patch
-def run(self:BilevelTrainer,
-    checkpoint:str|Path|None=None, # File to keep the state in
-    progress:bool=True, # Show a bar, if standard error is a terminal
-)->BilevelTrainer: # Itself
-    "Train to the end; the upper level only where the weights are scheduled"
-    if checkpoint and Path(checkpoint).exists(): self.load(checkpoint)
-    run_steps(self, self.train_step, checkpoint, progress, 'JSCPT')
-    return self
-
 # %% ../nbs/scheduling/62_schedule.ipynb #aca8bdf8
 @patch
 def identity(self:BilevelTrainer)->dict: # Plain values, for JSON
     "What must be the same for a checkpoint to fit"
-    part = lambda bank, t: dict(images=bank.sizes[t], data=_hash_part(bank.parts[t]))
-    c = {k: v for k, v in asdict(self.config).items() if k not in ('device', 'checkpoint_every')}
+    def part(bank, t): return dict(images=bank.sizes[t], data=split_hash(bank.parts[t]))
     m, n = self.model, self.model.n_tasks
-    shapes = {k: list(p.shape) for k, p in self.named.items()}
     tasks = [dict(train=part(self.train, t), val=part(self.val, t)) for t in range(n)]
-    return dict(model=m.clip.key, classnames=list(m.tower.classnames), position=m.tower.position,
-                first=m.first, parameters=shapes, tasks=tasks, config=c, M=self.M, depth=self.depth,
+    return dict(config=config_key(self.config), tasks=tasks, model=m.clip.key,
+                classnames=list(m.tower.classnames), position=m.tower.position, first=m.first,
+                parameters={k: list(p.shape) for k, p in self.named.items()}, M=self.M, depth=self.depth,
                 weighting=self.weighting, contrast=self.contrast, upper_lr=self.adam.param_groups[0]['lr'],
                 factors=[self.scheduler.affinity, self.scheduler.effect])
 
-def _hash_part(part)->str:
-    "SHA-256 of labels and features, or of labels and pictures, shortened"
-    h = hashlib.sha256(part.labels.numpy().tobytes())
-    if isinstance(part, Features): h.update(part.x.contiguous().numpy().tobytes())
-    else: [h.update(image_hash(part.images[i])) for i in range(len(part))]
-    return h.hexdigest()[:16]
-
 # %% ../nbs/scheduling/62_schedule.ipynb #3cadb2d0
 @patch
-def _tensors(self:BilevelTrainer)->dict:
-    "Every tensor that the next step depends on"
+def _numbers(self:BilevelTrainer)->dict:
+    "What was counted on the way, and the step α where there is one"
+    counts = dict(uppers=self.uppers, skipped=self.skipped) | {
+        f'counts.{k}': v for k, v in self.counts.items()}
+    numbers = {k: torch.tensor(v) for k, v in counts.items()}
+    return (
+        numbers if self.alpha is None else numbers | dict(alpha=torch.tensor(self.alpha, dtype=torch.float64))
+    )
+
+@patch
+def state(self:BilevelTrainer)->dict: # Tensors by name
+    "Every tensor that the next step depends on: prompts, masks, Ω and both optimisers"
+    momentum = {k: self.sgd.state[p].get('momentum_buffer') for k, p in self.named.items()}
     out = {f'theta.{k}': p.detach() for k, p in self.named.items()}
-    out |= {
-        f'momentum.{k}': self.sgd.state[p]['momentum_buffer']
-        for k, p in self.named.items()
-        if self.sgd.state[p].get('momentum_buffer') is not None}
+    out |= {f'momentum.{k}': v for k, v in momentum.items() if v is not None}
     for k, p in self.scheduler.named_parameters():
         out |= {f'omega.{k}': p.detach()} | {f'adam.{k}.{s}': v for s, v in self.adam.state[p].items()}
-    rows = dict(history=torch.stack(self.history) if self.history else None, totals=self.totals)
-    return out | {k: v for k, v in rows.items() if v is not None}
+    return Trainer.state(self) | self._numbers() | out
 
 # %% ../nbs/scheduling/62_schedule.ipynb #827acc2f
 @patch
-def save(self:BilevelTrainer,
-    path:str|Path, # File to write
+def load_state(self:BilevelTrainer,
+    state:dict, # What `state` gave
 ):
-    "Write prompts, masks, Ω and both optimisers: whole, or not at all"
-    meta = dict(format='hipro_nb bilevel 1', step=self.step, uppers=self.uppers, skipped=self.skipped,
-                alpha=self.alpha, counts=dict(self.counts), identity=self.identity())
-    save_tensors(path, self._tensors(), meta)
-
-@patch
-def load(self:BilevelTrainer,
-    path:str|Path, # File that `save` wrote
-):
-    "Go on from a checkpoint; `BadData` naming the first thing in which its run differs from this one"
-    t, meta = load_tensors(path)
-    if meta.get('format') != 'hipro_nb bilevel 1':
-        raise BadData(f"{path} is no checkpoint of JSCPT; expected a file that its training wrote")
-    if diff := first_difference(meta['identity'], json.loads(json.dumps(self.identity()))):
-        raise BadData(f"checkpoint {path} is of another run: {diff}. Expected the same, or another file")
+    "Go on from `state`"
+    Trainer.load_state(self, state)
+    omega = dict(self.scheduler.named_parameters())
     with torch.no_grad():
-        for k, p in self.named.items(): p.copy_(t[f'theta.{k}'])
-        for k, p in self.scheduler.named_parameters(): p.copy_(t[f'omega.{k}'])
-    for k, p in self.named.items():
-        if f'momentum.{k}' in t: self.sgd.state[p]['momentum_buffer'] = t[f'momentum.{k}'].to(p)
-    for k, p in self.scheduler.named_parameters():
-        if f'adam.{k}.step' in t:
-            self.adam.state[p] = {
-                s: t[f'adam.{k}.{s}'].to('cpu' if s == 'step' else p.device)
-                for s in ('step', 'exp_avg', 'exp_avg_sq')}
-    self.step, self.uppers, self.skipped, self.alpha, self.counts = (
-        meta['step'], meta['uppers'], meta['skipped'], meta['alpha'], Counter(meta['counts']))
-    self.history, self.totals = list(t.get('history', ())), (
-        t['totals'].to(self.device) if 'totals' in t else None)
+        for k, p in self.named.items(): p.copy_(state[f'theta.{k}'])
+        for k, p in omega.items(): p.copy_(state[f'omega.{k}'])
+    for k, v in below(state, 'momentum').items():
+        self.sgd.state[self.named[k]]['momentum_buffer'] = v.to(self.named[k])
+    for k, p in omega.items():
+        kept = below(state, f'adam.{k}')
+        if kept: self.adam.state[p] = {s: v.to('cpu' if s == 'step' else p.device) for s, v in kept.items()}
+    self.uppers, self.skipped = int(state['uppers']), int(state['skipped'])
+    self.counts = Counter({k: int(v) for k, v in below(state, 'counts').items()})
+    self.alpha = float(state['alpha']) if 'alpha' in state else None
 
 # %% ../nbs/scheduling/62_schedule.ipynb #49de431d
 def schedule_cost(
@@ -516,7 +486,8 @@ def _fit(self:JSCPT, tasks, checkpoint, progress):
     t = BilevelTrainer(model, *banks, self.config, scheduler, o['weighting'], o['upper_every'], o['depth'],
                        o['upper_lr'], o['contrast'])
     t.names = list(self.tasks)
-    t.run(None if checkpoint is None else Path(checkpoint)/'jscpt.safetensors', progress)
+    file = None if checkpoint is None else Path(checkpoint)/'jscpt.safetensors'
+    run_loop(t, file, self.config.checkpoint_every, progress, 'JSCPT')
     self._keep(t, said)
 
 # %% ../nbs/scheduling/62_schedule.ipynb #67227a0a
@@ -562,6 +533,7 @@ def _logits(self:JSCPT, i, x):
 @patch
 @torch.no_grad()
 def _image_logits(self:JSCPT, i, images):
+    if not len(images): return self.heads[i].new_zeros(0, len(self.heads[i]))
     bank = ImageBank([images], self.model.vision, self.options['first'], keep_gb=0)
     return torch.cat(
         [self.model.task_logits(i, bank(0, k)).cpu() for k in torch.arange(len(images)).split(64)])

@@ -395,17 +395,23 @@ def test_checkpoint_of_other_tasks_names_or_sizes(clip, trained):
 
 
 def test_damaged_checkpoint(clip, trained, tmp_path):
+    "The one before it is used, and that is said; where both are damaged the run is refused."
     import shutil
 
     shutil.copytree(trained[2], tmp_path / "ck")
-    f = tmp_path / "ck" / "nodes.safetensors"
-    raw = bytearray(f.read_bytes())
+    last, before = (tmp_path / "ck" / f"nodes{word}.safetensors" for word in ("", ".before"))
+    raw = bytearray(last.read_bytes())
     raw[-1] ^= 1
-    f.write_bytes(raw)
-    with refused("nodes.safetensors", "damaged", "checksum"):
-        refit(clip, tmp_path / "ck")
-    f.write_bytes(raw[:100])
-    with refused("nodes.safetensors", "damaged"):
+    last.write_bytes(raw)
+    with pytest.warns(
+        UserWarning,
+        match=r"nodes\.safetensors is damaged.*\. Going on from the checkpoint before it, at step 0"):
+        again = refit(clip, tmp_path / "ck")
+    assert torch.equal(again.ctx, trained[0].ctx) and torch.equal(again.weights(0), trained[0].weights(0))
+    for f in (last, before):
+        f.write_bytes(raw[:100])
+    with refused(
+        "nodes.safetensors is damaged", "nodes.before.safetensors is damaged", "Remove both to start afresh"):
         refit(clip, tmp_path / "ck")
 
 

@@ -22,13 +22,13 @@ from scipy.spatial.distance import squareform
 from torch import Tensor, nn
 
 # %% ../../nbs/methods/49_adapters.ipynb #c8a1d3f2
-from ..data import BadData, FeatureStore, FrozenCLIP, as_kind, load_tensors, save_tensors
+from ..data import BadData, FeatureStore, FrozenCLIP, as_kind
 from ..clip import zero_shot_weights
 from ..affinity import AffinityMeter, task_gradients
 from ..train import TrainConfig
 from ..hipro import Method, check_alike, check_groups, task_templates
 from ..visual import DeepPromptTower
-from .coop import fit_parameters, gather_train, run_identity, task_means
+from .coop import fit_parameters, gather_train, task_means
 from .visual_prompts import ImageTokens, VisualPromptMethod
 
 # %% ../../nbs/methods/49_adapters.ipynb #2cd12887
@@ -334,27 +334,15 @@ def _watched(self:MmAP, watch:_Watch, models:list, task:Int64[Tensor,'B'], image
 # %% ../../nbs/methods/49_adapters.ipynb #ab8bd298
 @patch
 def _find_groups(self:MmAP, tasks, path:Path|None, progress:bool)->list:
-    "Groups of the tasks, from a run with one set for all; read back where they are known."
-    identity = run_identity(tasks, self.config, **self._identity(tasks))
-    if path is not None and path.exists():
-        tensors,meta = load_tensors(path)
-        if meta.get('identity') != identity:
-            raise BadData(
-                f'checkpoint {path} is of another run; expected the same images, model and settings, or'
-                ' another folder')
-        self.affinity = tensors['affinity']
-        return task_groups(self.affinity, min(self.n_groups, len(tasks)))
-    n,meter = len(tasks),AffinityMeter(len(tasks), self.snapshot_every, 'cosine')
+    "Groups of the tasks, from a run with one set for all"
+    n,watch = len(tasks),_Watch(AffinityMeter(len(tasks), self.snapshot_every, 'cosine'))
     self.groups,self.of,self.joint = [tuple(range(n))],torch.zeros(n, dtype=torch.long),True
     few = replace(self.config, epochs=min(self.group_epochs, self.config.epochs))
-    watch = _Watch(meter)
-    fit_parameters([self._first(0)], lambda *a: self._watched(watch, *a), tasks, few, groups=self.groups,
-                   progress=progress, desc='MmAP groups',
-                   checkpoint=path and path.with_name('groups.run.safetensors'),
-                   identity=self._identity(tasks), watch=watch)
-    try: self.affinity = meter.affinity(unseen=0.0) if n > 1 else torch.ones(1, 1, dtype=torch.float64)
+    def watched(*args): return self._watched(watch, *args)
+    fit_parameters([self._first(0)], watched, tasks, few, groups=self.groups, progress=progress,
+                   desc='MmAP groups', checkpoint=path, identity=self._identity(), watch=watch)
+    try: self.affinity = watch.meter.affinity(unseen=0.0) if n > 1 else torch.ones(1, 1, dtype=torch.float64)
     finally: self.joint = False
-    if path is not None: save_tensors(path, dict(affinity=self.affinity), dict(identity=identity))
     return task_groups(self.affinity, min(self.n_groups, n))
 
 # %% ../../nbs/methods/49_adapters.ipynb #eb54d642
@@ -368,8 +356,8 @@ def _fit(self:MmAP, tasks, checkpoint, progress):
         self._join(len(tasks))
         run = fit_parameters([self._first(m) for m in range(len(self.groups))], self._losses, tasks,
                              self.config, groups=self.groups, progress=progress,
-                             checkpoint=folder and folder / 'prompts.safetensors',
-                             identity=self._identity(tasks), desc=self.title)
+                             checkpoint=folder and folder / 'prompts.safetensors', identity=self._identity(),
+                             desc=self.title)
         self.models,self.history,self._tokens = run.models,run.history,None
         self._settle()
 

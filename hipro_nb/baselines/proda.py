@@ -66,7 +66,7 @@ def bare_tower(
 )->PromptTower: # Its one class is the full stop
     "A tower for prompts without a class name"
     view = copy.copy(clip)
-    view.tokenizer = lambda texts: clip.tokenizer(['.' if t == '..' else t for t in texts])
+    view.tokenizer = lambda texts: clip.tokenizer([t[:-1] if t.endswith('..') else t for t in texts])
     return task_tower(view, [('.',)], config, n_ctx)[0]
 
 # %% ../../nbs/methods/42_proda.ipynb #9f019ee5

@@ -14,10 +14,10 @@ from importlib.resources import files
 from pathlib import Path
 
 # %% ../../nbs/pictures/28_domains.ipynb #076be8b3
-from ..data import BadData, Split, _scan
+from ..data import BadData, Split, scan_tasks
 from .fetch import RemoteFile
 from .sources import (DataSet, Pool, Protocol, check_present, check_table, find_folder,
-                                       name_key, read_classnames, read_list, rename_classes, scan_classes,
+                                       name_key, read_classnames, read_list, name_classes, scan_classes,
                                        to_split)
 
 # %% ../../nbs/pictures/28_domains.ipynb #0d0023ff
@@ -221,20 +221,14 @@ def scan_folder(
 )->list: # A `Pool` for each task
     "Any folder of tasks, with class names made of folder names or read from `classnames.txt`."
     root = Path(root).expanduser()
-    table, found = read_classnames(root), _scan(root)
+    table, found = read_classnames(root), scan_tasks(root)
     check_table(table, {c for parts in found.values() for cs in parts.values() for c in cs})
-    def _pool(name, parts):
+    pools = []
+    for name,parts in found.items():
         names = sorted(set().union(*parts.values()))
-        return rename_classes(
-            Pool(
-                name,
-                names,
-                {
-                    k: Split([p for c in names for p in cs.get(c, ())],
-                             [i for i, c in enumerate(names) for _ in cs.get(c, ())])
-                    for k, cs in parts.items()}),
-            table)
-    return [_pool(t, parts) for t,parts in found.items()]
+        pools.append(
+            Pool(name, names, {k: to_split({c: cs.get(c, ()) for c in names}) for k, cs in parts.items()}))
+    return name_classes(pools, table)
 
 image_folder = DataSet(
     'image_folder',

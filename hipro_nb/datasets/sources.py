@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Protocol', 'read_protocol', 'Pool', 'draw_task', 'DataSet', 'check_counts', 'register_dataset', 'list_datasets',
            'find_dataset', 'name_key', 'entries', 'find_folder', 'scan_classes', 'to_split', 'read_list', 'inside_root',
-           'check_present', 'class_words', 'read_classnames', 'rename_classes', 'check_table', 'check_class_names']
+           'check_present', 'check_lists', 'class_words', 'read_classnames', 'rename_classes', 'check_table',
+           'name_classes', 'check_class_names']
 
 # %% ../../nbs/pictures/26_sources.ipynb #1fc67c3d
 import difflib, os, re, unicodedata, warnings
@@ -20,7 +21,8 @@ import numpy as np
 from fastcore.basics import patch
 
 # %% ../../nbs/pictures/26_sources.ipynb #6b0b1110
-from ..data import BadData, Split, Task, check_names, clean_name, few_shot, fraction, read_file
+from ..data import (BadData, Split, Task, check_names, clean_name, few_shot, fraction, image_files,
+                           read_file)
 
 # %% ../../nbs/pictures/26_sources.ipynb #bcc0b34f
 @dataclass(frozen=True)
@@ -202,8 +204,9 @@ def find_dataset(
 def name_key(
     name:str, # Name of a file, folder or class
 )->str: # What is compared
-    "A name without case, spaces, dashes and underscores."
-    return re.sub(r'[\s_-]+', '', unicodedata.normalize('NFKC', name)).casefold()
+    "A name without case, and without spaces, dashes and underscores, unless they stand between digits"
+    name = unicodedata.normalize('NFKC', clean_name(name)).casefold()
+    return re.sub(r'(?<=\w)[\s-]+(?=\w)', '', re.sub(r'(?<=\d)[\s-]+(?=\d)', '\0', name)).replace('\0', '-')
 
 def _visible(folder:Path, what:str='')->list:
     "What is in a folder, hidden files left out, ordered by name."
@@ -258,8 +261,6 @@ def find_folder(
         + (f'; expected {what}' if what else ''))
 
 # %% ../../nbs/pictures/26_sources.ipynb #aaf15963
-_images = frozenset('.jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .jp2'.split())
-
 def scan_classes(
     folder:Path, # A folder of class folders
     who:str, # Whose, for messages
@@ -276,7 +277,7 @@ def scan_classes(
             + f' in {folder}')
     if odd := [p.name for k, p in found.items() if k not in names]:
         raise BadData(f'{who} has a folder {odd[0]!r} that is not one of its {len(names)} classes')
-    out = {c: [p for p in _visible(found[k]) if p.suffix.lower() in _images] for k,c in names.items()}
+    out = {c: image_files(found[k]) for k,c in names.items()}
     for c,ps in out.items():
         if not ps:
             raise BadData(f'{who}, class {c!r} has no images in {found[name_key(c)]}: expected at least 1')
@@ -344,18 +345,49 @@ def check_present(
     if lost:
         raise BadData(f'{who}: {len(lost):,} of {len(names):,} files are not in {root}, {lost[0]!r} first')
 
+# %% ../../nbs/pictures/26_sources.ipynb #2d80b564
+def _once_more(pool:Pool)->dict:
+    """Images of a pool by what its lists do with them: named twice in a part, in train and test, under two
+    classes"""
+    listed = [(o, k, int(y)) for k,p in pool.parts.items() if isinstance(p.images, tuple)
+              for o,y in zip(p.images, p.labels) if isinstance(o, (str, Path))]
+    parts, classes = {}, {}
+    for o,k,y in listed:
+        parts.setdefault(o, []).append(k)
+        classes.setdefault(o, set()).add(y)
+    return {'twice in one part': [o for o,ks in parts.items() if len(set(ks))<len(ks)],
+            'in train and in test': [o for o,ks in parts.items() if {'train', 'test'}<=set(ks)],
+            'under two classes': [o for o in parts if len(classes[o])>1]}
+
+def check_lists(
+    pools:Sequence, # Pools
+)->None:
+    "Warn of images that a list names twice, for training and for the test, or under two classes"
+    found = {}
+    for p in pools:
+        for what, images in _once_more(p).items():
+            found.setdefault(what, []).extend((p.name, o) for o in images)
+    for what,images in found.items():
+        if not images: continue
+        name, path = images[0]
+        warnings.warn(
+            f'{len(images)} images are listed {what}, such as {Path(path).name!r} of task {name!r}: they'
+            ' stay, as the lists have it')
+
 # %% ../../nbs/pictures/26_sources.ipynb #90e40a98
+def _split_camel(name:str)->str:
+    "`RedFox` as two words; a name with anything but letters stays, and one with a part that is no word"
+    at = [i for i,c in enumerate(name) if c.isupper()]
+    parts = [name[a:b] for a,b in zip(at, [*at[1:], None])]
+    are_words = all(p[1:].islower() and p!='Mc' for p in parts)
+    return ' '.join(parts) if name.isalpha() and are_words and ''.join(parts)==name else name
+
 def class_words(
     name:str, # Name of a class folder
 )->str: # What a prompt should say
-    "A folder's name as words: the first of a comma list, camel case split, underscores as spaces."
-    name = clean_name(name.split(',')[0])
-    return ' '.join(
-        (
-            re.findall(r'[A-Z][a-z]+', w) and ' '.join(re.findall(r'[A-Z][a-z]+', w))
-            if re.fullmatch(r'(?:[A-Z][a-z]+){2,}', w)
-            else w)
-        for w in name.split())
+    "A folder's name as words: the first of a comma list, underscores as spaces, else split at its capitals"
+    first = clean_name(name.split(',')[0]) or clean_name(name)
+    return _split_camel(first) if '_' not in name else first
 
 # %% ../../nbs/pictures/26_sources.ipynb #b76cdaff
 def read_classnames(
@@ -407,16 +439,52 @@ def check_table(
             f"classnames.txt: {len(lost)} of {len(table)} lines name no class folder, {lost[0]!r} first:"
             " expected a folder's name as it is written, a tab, its words")
 
+# %% ../../nbs/pictures/26_sources.ipynb #aa9ce0d8
+_way_out = (
+    "for other words, write them into classnames.txt beside the tasks, a line for each: the folder's name, a"
+    " tab, the words")
+_id = re.compile(r'n\d{8}|\d+|(class|cls|label|id)[ _-]?\d+', re.I)
+_numbered = re.compile(r'\d+[.\s_-]+[^\W\d]')
+
+def _such_as(names:Iterable, most:int=3)->str:
+    names = list(names)
+    more = f' and {len(names)-most} more' if len(names)>most else ''
+    return ', '.join(names[:most]) + more
+
+def name_classes(
+    pools:Sequence, # Pools or tasks whose classes are named after folders
+    table:dict, # Folder name -> words, from `read_classnames`
+    way_out:str=_way_out, # How other words are given, for the message
+)->list: # The same under names of words
+    "Give all classes names of words; warn of names that were split, cut, or say nothing"
+    named = [rename_classes(p, table) for p in pools]
+    pairs = [(a, b) for p,q in zip(pools, named) for a,b in zip(p.classnames, q.classnames)]
+    own = {a: b for a,b in pairs if a not in table}
+    cut = [f'{a!r} to {b!r}' for a,b in own.items() if ',' in a and ',' not in b]
+    split = [f'{a!r} into {b!r}' for a,b in own.items() if ',' not in a and b!=clean_name(a)]
+    if cut:
+        warnings.warn(f'{len(cut)} of {len(own)} class names are cut at a comma, {_such_as(cut)}; {way_out}')
+    if split:
+        warnings.warn(
+            f'{len(split)} of {len(own)} class names are split at capitals, {_such_as(split)}; {way_out}')
+    numbered = {c for q in named if all(_numbered.match(c) for c in q.classnames) for c in q.classnames}
+    ids = [repr(c) for c in dict.fromkeys(b for _,b in pairs) if _id.fullmatch(c) or c in numbered]
+    if ids:
+        warnings.warn(
+            f'{len(ids)} class names are numbers or ids, which say nothing to a model, such as'
+            f' {_such_as(ids)}; {way_out}')
+    return named
+
 # %% ../../nbs/pictures/26_sources.ipynb #352fd77a
 def _two_spellings(a, b)->tuple|None:
     """Names of one class that two tasks spell differently, if most classes of the smaller task are the
     other's too"""
-    mine, theirs = ({name_key(c): clean_name(c) for c in t.classnames} for t in (a, b))
-    same = mine.keys() & theirs.keys()
-    return (
-        next(((mine[k], theirs[k]) for k in mine if k in same and mine[k] != theirs[k]), None)
-        if 2 * len(same) > min(len(mine), len(theirs))
-        else None)
+    mine, theirs = {}, {}
+    for names,t in ((mine, a), (theirs, b)):
+        for c in t.classnames: names.setdefault(name_key(c), []).append(clean_name(c))
+    same = [k for k in mine if k in theirs]
+    if 2*len(same)<=min(len(mine), len(theirs)): return None
+    return next(((mine[k][0], theirs[k][0]) for k in same if not set(mine[k]) & set(theirs[k])), None)
 
 def check_class_names(
     tasks:Sequence, # Tasks, or pools

@@ -14,8 +14,9 @@ from pathlib import Path
 
 # %% ../../nbs/pictures/31_tasks.ipynb #edbf36ce
 from ..data import BadData, bad_images
-from .sources import (DataSet, Pool, Protocol, check_class_names, check_counts, draw_task,
-                                       find_dataset, list_datasets, read_protocol, register_dataset)
+from .sources import (DataSet, Pool, Protocol, check_class_names, check_counts, check_lists,
+                                       draw_task, find_dataset, list_datasets, read_protocol,
+                                       register_dataset)
 from .fetch import fetch_all
 from .domains import (domainnet, image_folder, minidomainnet, office_caltech10, office_home,
                                        pacs)
@@ -104,6 +105,7 @@ def load_tasks(
     how = read_protocol(protocol or data.protocol)
     pools = _pools(data, Path(root).expanduser(), how, download, progress)
     if check_images or skip_bad_images: pools = _readable(pools, skip_bad_images, progress)
+    check_lists(pools)
     check_class_names(pools)
     return [draw_task(p, how, seed) for p in pools]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 # %% ../../nbs/pictures/29_wrapped.ipynb #a15e7b02
 from ..data import BadData, Split
 from .fetch import RemoteFile, file_hash
-from .sources import (DataSet, Pool, Protocol, class_words, find_folder, name_key,
+from .sources import (DataSet, Pool, Protocol, find_folder, name_classes, name_key,
                                        scan_classes, to_split)
 
 # %% ../../nbs/pictures/29_wrapped.ipynb #df1854d5
@@ -149,6 +149,10 @@ def _items(ds)->Split:
     return Split([x.convert('RGB') for x,_ in pairs], [int(y) for _,y in pairs])
 
 # %% ../../nbs/pictures/29_wrapped.ipynb #5d3d314c
+def _worded(pool:Pool, is_said:bool)->Pool:
+    "A pool with classes called by words, unless the caller has said what they are called"
+    return pool if is_said else name_classes([pool], {}, 'for other words, hand in `classnames`')[0]
+
 def from_torchvision(
     name:str, # Name of the task
     classnames:Sequence|None=None, # Names of the classes; `classes` of the data set if None
@@ -158,7 +162,8 @@ def from_torchvision(
     first = next(iter(parts.values()))
     names = classnames or getattr(first, 'classes', None)
     if not names: raise BadData(f'{type(first).__name__} has no class names: expected `classnames`')
-    return Pool(name, [class_words(str(c)) for c in names], {k: _items(d) for k,d in parts.items()})
+    return _worded(
+        Pool(name, [str(c) for c in names], {k: _items(d) for k, d in parts.items()}), bool(classnames))
 
 # %% ../../nbs/pictures/29_wrapped.ipynb #4bf65b7e
 def scan_torchvision(
@@ -238,7 +243,7 @@ def from_hugging_face(
             ' test')
     if 'test' not in out and 'val' in out: out['test'] = out.pop('val')
     if 'test' not in out: out = dict(all=out.pop('train'))
-    return Pool(name, [class_words(n) for n in names], out)
+    return _worded(Pool(name, list(names), out), bool(classnames))
 
 # %% ../../nbs/pictures/29_wrapped.ipynb #943e9d6c
 def scan_hugging_face(

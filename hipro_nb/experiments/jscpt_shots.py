@@ -22,7 +22,8 @@ from ..data import (BadData, FeatureStore, Features, Task, encode_tasks, few_sho
 from ..hipro import Result, run_facts
 from ..mini import mini_clip, mini_tasks
 from ..schedule import JSCPT, JSCPT_MINI
-from ..train import TrainConfig, first_difference
+from ..loop import first_difference
+from ..train import TrainConfig
 
 # %% ../../nbs/studies/91_jscpt_shots.ipynb #397abe0f
 def run_grid(

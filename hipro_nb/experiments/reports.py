@@ -23,7 +23,8 @@ from ..data import (BadData, FeatureStore, FrozenCLIP, Plain, encode_tasks, load
 from ..escape import html_table, plain_text, text_table
 from ..hipro import Interval, run_facts
 from ..mini import MINI_TRAIN, SETTINGS, mini_clip, mini_tasks
-from ..train import TrainConfig, first_difference
+from ..loop import first_difference
+from ..train import TrainConfig
 from ..tree import TaskTree
 
 # %% ../../nbs/studies/82_reports.ipynb #99199a78
