@@ -668,6 +668,11 @@ def save_seed(
     shutil.rmtree(folder/'checkpoint', ignore_errors=True)
 
 # %% ../nbs/running/70_cli.ipynb #b66084bf
+def _hash_or_nothing(path:Path)->bytes:
+    "A file's content hash; empty for what cannot be read and may have been left out"
+    with suppress(OSError, BadData): return known_hash(path)
+    return b''
+
 def files_digest(
     settings:RunSettings, # What is run
 )->str|None: # 16 hexadecimal digits; None where the images are not a folder of tasks
@@ -682,7 +687,7 @@ def files_digest(
         for c, ps in cs.items()
         for p in ps)
     with ThreadPoolExecutor(_threads()) as pool:
-        for (name, _), own in zip(files, pool.map(known_hash, (p for _, p in files))):
+        for (name, _), own in zip(files, pool.map(_hash_or_nothing, (p for _, p in files))):
             h.update(name.encode() + own)
     return h.hexdigest()[:16]
 
