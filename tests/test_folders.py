@@ -115,6 +115,25 @@ def test_a_pipe_does_not_hang_a_command(tmp_path, name):
     assert "is a FIFO" in lines[-1] or name.endswith("zz"), lines
 
 
+def test_what_cannot_be_read_is_skipped_to_the_end(tmp_path):
+    """A link to nothing, a FIFO and half a picture, each named like one: with --skip-bad-images the run ends
+    well."""
+    root = image_folder(tmp_path / "data", tasks=("art", "photo"), n=3)
+    (root / "art/apple/lost.png").symlink_to("nowhere")
+    os.mkfifo(root / "art/plum/pipe.png")
+    (root / "photo/plum/half.png").write_bytes((root / "photo/plum/0.png").read_bytes()[:100])
+    words = [root, "--shots", 1, "--method", "zero_shot", "--seeds", 1, "--out", tmp_path / "runs", "--name",
+             "run"]
+    assert said_by(run_fit, *words)[0] == 2
+    for more in ([], ["--resume"]):
+        status, lines = said_by(run_fit, *words, "--skip-bad-images", *more)
+        left = [
+            line
+            for line in lines
+            if "skipped 3 unreadable images: art/apple/lost.png, art/plum/pipe.png" in line]
+        assert status == 0 and len(left) == 1, lines
+
+
 def test_a_pipe_in_a_run_or_a_model_does_not_hang(tmp_path):
     "A FIFO in the place of each file that a run or a model is read from: refused, and the file named."
     root, model = image_folder(tmp_path / "data", tasks=("art", "photo"), n=3), save_clip(tmp_path / "model")
