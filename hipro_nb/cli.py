@@ -674,6 +674,11 @@ def save_seed(
     shutil.rmtree(folder/'checkpoint', ignore_errors=True)
 
 # %% ../nbs/running/70_cli.ipynb #b66084bf
+def _hash_or_nothing(path:Path)->bytes:
+    "A file's content hash; empty for what cannot be read and may have been left out"
+    with suppress(OSError, BadData): return known_hash(path)
+    return b''
+
 def files_digest(
     settings:RunSettings, # What is run
 )->str|None: # 16 hexadecimal digits; None where the images are not a folder of tasks
@@ -688,7 +693,7 @@ def files_digest(
         for c, ps in cs.items()
         for p in ps)
     with ThreadPoolExecutor(_threads()) as pool:
-        for (name, _), own in zip(files, pool.map(known_hash, (p for _, p in files))):
+        for (name, _), own in zip(files, pool.map(_hash_or_nothing, (p for _, p in files))):
             h.update(name.encode() + own)
     return h.hexdigest()[:16]
 
@@ -1001,8 +1006,8 @@ def load_run(
     part = folder/f'seed{there[0] if seed is None else seed}'
     method = Method.load(part/'model.safetensors', clip)
     said, wanted = method.record, read_run(run) # as it is now: a command may be at work here
-    diff = said and first_difference(
-        {k: said.get(k) for k in ('settings', 'clip')}, {k: wanted.get(k) for k in ('settings', 'clip')})
+    own = said and _at_its_place(said, wanted)
+    diff = own and first_difference(*({k: o.get(k) for k in ('settings', 'clip')} for o in (own, wanted)))
     if diff:
         raise BadData(
             f'{part} was made with something else than {folder} says of itself: {diff}; expected one run,'
