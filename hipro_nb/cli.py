@@ -998,8 +998,8 @@ def load_run(
     part = folder/f'seed{there[0] if seed is None else seed}'
     method = Method.load(part/'model.safetensors', clip)
     said, wanted = method.record, read_run(run) # as it is now: a command may be at work here
-    diff = said and first_difference(
-        {k: said.get(k) for k in ('settings', 'clip')}, {k: wanted.get(k) for k in ('settings', 'clip')})
+    own = said and _at_its_place(said, wanted)
+    diff = own and first_difference(*({k: o.get(k) for k in ('settings', 'clip')} for o in (own, wanted)))
     if diff:
         raise BadData(
             f'{part} was made with something else than {folder} says of itself: {diff}; expected one run,'
