@@ -926,7 +926,8 @@ def fit_settings(
 
 # %% ../nbs/running/70_cli.ipynb #d3586bcd
 def run_fit(
-    # <task>/<class>/* or <task>/{train,val,test}/<class>/* below it; or a data set's name; or mini-domains ...
+    # <task>/<class>/* or <task>/{train,val,test}/<class>/* below it; or a data set's name; or mini-domains
+    # ...
     data:str,
     model:str|None = None, # open_clip name or model folder; the embedded model if not given
     pretrained:str|None = None, # open_clip tag (may be fetched) or a weights file
