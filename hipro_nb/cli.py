@@ -926,9 +926,7 @@ def fit_settings(
 
 # %% ../nbs/running/70_cli.ipynb #d3586bcd
 def run_fit(
-    # <task>/<class>/* or <task>/{train,val,test}/<class>/* below it; or a data set's name; or mini-domains
-    # ...
-    data:str,
+    data:str, # Folder of tasks; or a data set's name, with --root; or mini-domains, mini-families
     model:str|None = None, # open_clip name or model folder; the embedded model if not given
     pretrained:str|None = None, # open_clip tag (may be fetched) or a weights file
     method:str = 'hipro', # A name from the registry: hipro, coop, zero_shot, ...
@@ -939,8 +937,7 @@ def run_fit(
     lr:float|None = None, # Learning rate; 0.001 if not given, the embedded benchmark's own on its data
     epochs:int|None = None, # Epochs; 100 if not given, or the embedded benchmark's
     n_ctx:int|None = None, # Context tokens of a prompt; the method's own number if not given, 16 for most
-    # Images of a batch, all tasks together; 20 if not given, or the embedded benchmark's
-    batch_size:int|None = None,
+    batch_size:int|None = None, # Images of a batch; 20 if not given, or the embedded benchmark's
     name:str|None = None, # Name of the run; made of DATA and the method if not given
     out:str = 'runs', # Folder of runs
     resume:bool = False, # Go on with a run that is there, keeping its finished seeds?
@@ -949,8 +946,7 @@ def run_fit(
     any_counts:bool = False,
     # Fetch what is missing below ROOT, where the data set has an official address with a checksum?
     download:bool = False,
-    # Random views (crop, mirror) of each training image, encoded once; a number that divides the epochs
-    views:int|None = None,
+    views:int|None = None, # Random views (crop, mirror) of each training image; it must divide the epochs
     skip_bad_images:bool = False, # Leave unreadable images out?
     device:str = 'auto', # cpu, cuda, or auto: the GPU where there is one
     dtype:str|None = None, # Precision of the text tower, such as bfloat16; that of the device if not given

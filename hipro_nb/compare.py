@@ -974,25 +974,21 @@ def run_compare(
     lr:float|None = None, # Learning rate; 0.001 if not given, the embedded benchmark's own on its data
     epochs:int|None = None, # Epochs; 100 if not given, or the embedded benchmark's
     n_ctx:int|None = None, # Context tokens of a prompt; each method's own number if not given, 16 for most
-    # Images of a batch, all tasks together; 20 if not given, or the embedded benchmark's
-    batch_size:int|None = None,
+    batch_size:int|None = None, # Images of a batch; 20 if not given, or the embedded benchmark's
     out:str = 'runs', # Folder of runs; what is finished there is used
     root:str|None = None, # Folder that holds the data set that DATA names
     any_counts:bool = False, # Take a data set whose numbers of images are not the published ones?
     # Fetch what is missing below ROOT, where the data set has an official address with a checksum?
     download:bool = False,
-    # Random views (crop, mirror) of each training image, encoded once; a number that divides the epochs
-    views:int|None = None,
+    views:int|None = None, # Random views (crop, mirror) of each training image; it must divide the epochs
     reported:bool = False, # Add the paper's averages where data, protocol and backbone are its own?
     report:str|None = None, # File that gets the table's JSON too, for a report notebook
     skip_bad_images:bool = False, # Leave unreadable images out?
     device:str = 'auto', # cpu, cuda, or auto: the GPU where there is one
     dtype:str|None = None, # Precision of the text tower, such as bfloat16; that of the device if not given
-    # Most pairs of prompt and class at a time, of the methods that can, where memory is short; slower
-    chunk:int|None = None,
+    chunk:int|None = None, # Most pairs of prompt and class at a time, of the methods that can; slower
     store:str|None = None, # Folder that keeps image features between runs; OUT/features if not given
-    # Fits at a time, each a process; 0: this one. If not given 0 on a GPU, else one per core and 2 GiB free
-    jobs:int|None = None,
+    jobs:int|None = None, # Fits at a time, a process each; 0: this one; if not given as many as the CPU bears
 )->MethodTable: # Shows itself in a notebook
     """Trains what is missing of methods and seeds, prints the table and writes it as Markdown, LaTeX, CSV and
     JSON"""
