@@ -156,6 +156,8 @@ def chosen_methods(
     "The methods that a command line names; `BadData` lists what there is"
     names = [n.strip() for n in text.split(',') if n.strip()]
     if names == ['all']: return list(METHODS)
+    if 'all' in names:
+        raise BadData(f'--methods {text}: all stands alone; expected all, or the names of methods')
     if unknown := [n for n in names if n not in METHODS]:
         raise BadData(f"--methods: no method named {unknown[0]!r}; there are {', '.join(METHODS)}, or all")
     if not names: raise BadData(f"--methods {text!r}: expected all, or some of {', '.join(METHODS)}")
