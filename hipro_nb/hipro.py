@@ -332,7 +332,8 @@ class Method:
 
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model; None where only stored classifiers are used
-        store:FeatureStore|None = None, # Where image features are kept, those of predicted images too; those of a fit's images in memory by default
+        # Where image features are kept, those of predicted images too; by default in memory, for a fit alone
+        store:FeatureStore|None = None,
         seed:int = 0, # Seed under which results are reported
     ):
         self.clip, self.store, self.keeps, self.seed = (clip, FeatureStore(None) if store is None else store,

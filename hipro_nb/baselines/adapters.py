@@ -106,13 +106,15 @@ def _start(self:CLIPAdapter, m:int)->dict:
 
 # %% ../../nbs/methods/49_adapters.ipynb #f5bc31b4
 @patch
-def _task_logits(self:CLIPAdapter, t:int, x:Float[Tensor,'n d'], w:Float[Tensor,'K d'], model:dict)->Float[Tensor,'n K']:
+def _task_logits(self:CLIPAdapter, t:int, x:Float[Tensor,'n d'], w:Float[Tensor,'K d'],
+                 model:dict)->Float[Tensor,'n K']:
     "Logits of task `t`'s features under an adapter, without the temperature."
     bend = lambda z: adapter(z, model['down'], model['up'], self.alpha, self.last_relu)
     return bend(x) @ w.T if self.branch=='image' else x @ bend(w).T
 
 @patch
-def _losses(self:CLIPAdapter, models:list, task:Int64[Tensor,'B'], image:Int64[Tensor,'B'])->Float[Tensor,'M']:
+def _losses(self:CLIPAdapter, models:list, task:Int64[Tensor,'B'],
+            image:Int64[Tensor,'B'])->Float[Tensor,'M']:
     "Eq. 1 and 2 for every adapter."
     rows = self._data[2][task]+image
     ce = self._data[0].new_zeros(len(task))
@@ -213,7 +215,8 @@ class MmAP(VisualPromptMethod):
     title = 'MmAP'
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model, with a ViT of open_clip's own
-        n_tokens:int|None=None, # Tokens of a set in each block, T, on both sides; 8 at ViT-B/16 and the same share of a smaller image tower's tokens if None
+        # Tokens of a set in each block, T; if None 8 at ViT-B/16, the same share of a smaller tower's tokens
+        n_tokens:int|None=None,
         depth:int=12, # Blocks with prompts, at most the blocks of the shallower tower
         n_groups:int=2, # Groups of tasks; as many as tasks where there are fewer
         group_epochs:int=10, # Epochs of the run that finds the groups
@@ -312,7 +315,8 @@ class _Watch:
 
 # %% ../../nbs/methods/49_adapters.ipynb #42c39a7e
 @patch
-def _watched(self:MmAP, watch:_Watch, models:list, task:Int64[Tensor,'B'], image:Int64[Tensor,'B'])->Float[Tensor,'M']:
+def _watched(self:MmAP, watch:_Watch, models:list, task:Int64[Tensor,'B'],
+             image:Int64[Tensor,'B'])->Float[Tensor,'M']:
     "The loss of one set on all tasks; every few steps the tasks' gradients go to the meter."
     means = self._losses(models, task, image)
     if watch.meter.wants(watch.step) and watch.meter.n_tasks>1:

@@ -133,7 +133,7 @@ def gather_train(
     tasks:Sequence, # N encoded tasks
     device:torch.device|str='cpu', # Where to put them
     dtype:torch.dtype|None=None, # Precision of the features; their own if None
-)->tuple[Float[Tensor,'n d'],Int[Tensor,'n'],Int[Tensor,'N']]: # All training features, their labels, and where each task begins
+)->tuple[Float[Tensor,'n d'],Int[Tensor,'n'],Int[Tensor,'N']]: # All features, labels, where each task begins
     "Row of image j of task t: `first[t] + j`; `first` stays on the CPU, where batches are drawn"
     x = torch.cat([t.train.x for t in tasks]).to(device, dtype)
     sizes = torch.tensor([len(t.train) for t in tasks])

@@ -88,7 +88,7 @@ def probe_task(
     C:float|None=None, # Searched if None
     share:float=.25, # Part of the training images to hold out where there is no validation split
     seed:int=0, # Of that draw
-)->tuple[Float[Tensor,'K d'],Float[Tensor,'K'],float,dict]: # Weights, intercepts, the C chosen, validation accuracy by C
+)->tuple[Float[Tensor,'K d'],Float[Tensor,'K'],float,dict]: # Weights, intercepts, C chosen, accuracy by C
     "The linear probe of a task"
     stay, out = hold_out(task.train.y, share, seed)
     fit_on, check = (

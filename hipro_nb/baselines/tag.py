@@ -34,7 +34,7 @@ def look_ahead(
     trainer:PromptTrainer, # In the middle of training, before a step
     grads:Float[Tensor,'M N p'], # Each task's gradient at each prompt, on that step's batch
     present:Bool[Tensor,'N'], # Which tasks the batch holds
-)->Float[Tensor,'M N N']: # Loss of task j after the optimiser's step on task i alone; 0 where either is absent
+)->Float[Tensor,'M N N']: # Loss of task j after a step on task i alone; 0 where one is absent
     "Losses on the step's batch after one step on each task's gradient, momentum and decay included."
     c, ahead = trainer.config, grads.new_zeros(*grads.shape[:2], grads.shape[1])
     task, image = trainer.batch(trainer.step)

@@ -217,7 +217,8 @@ def _totals(self:VisualPromptMethod, means:Float[Tensor,'N'])->Float[Tensor,'M']
     return torch.stack([means[list(g)].sum() for g in self.groups])
 
 @patch
-def _losses(self:VisualPromptMethod, models:list, task:Int64[Tensor,'B'], image:Int64[Tensor,'B'])->Float[Tensor,'M']:
+def _losses(self:VisualPromptMethod, models:list, task:Int64[Tensor,'B'],
+            image:Int64[Tensor,'B'])->Float[Tensor,'M']:
     "Eq. 1 and 2 for every set of prompts: each image once through the image tower."
     ctxs,prompts = self._all_sides(models)
     prompts,which = (torch.stack(prompts),self.of[task]) if len(prompts)>1 else (prompts[0],None)
