@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from .clip import PromptTower
-from .data import FrozenCLIP
+from .data import FrozenCLIP, decode_images
 from .visual import UnifiedPrompts, VisionTower, has_blocks
 
 # %% ../nbs/scheduling/61_causal.ipynb #8e56d631
@@ -97,7 +97,8 @@ class ImageBank:
 def _stems(self:ImageBank, task:int, index:Tensor)->Tensor:
     "Tokens of some images, from the pictures"
     images, clip = self.parts[task].images, self.vision.clip
-    return self.vision.stem(torch.stack([clip.pixels(images[int(i)]) for i in index]), self.first).cpu()
+    pixels = decode_images(clip, [images[int(i)] for i in index])
+    return self.vision.stem(pixels, self.first).cpu()
 
 @patch
 def __call__(self:ImageBank,
@@ -151,7 +152,8 @@ class MTVLP(nn.Module):
 
 # %% ../nbs/scheduling/61_causal.ipynb #979b04a1
 @patch
-def prompts(self:MTVLP)->tuple: # Contexts `N+1 T w` and visual prompts `N+1 D V v`, the shared ones last; the latter None without blocks
+def prompts(self:MTVLP,
+)->tuple: # Contexts `N+1 T w`, visual prompts `N+1 D V v`, the shared last; the latter None without blocks
     "The prompts of all learners as the towers get them"
     ctx, visual = zip(*[l() for l in self.learners])
     return torch.stack(ctx), None if self.vision is None else torch.stack(visual)

@@ -162,13 +162,12 @@ class Twin:
     places:tuple # `(task, part, position, name)` of each copy in the task
     classes:tuple # Names of the classes that it is under
     def __str__(self):
+        other = next((i for i,c in enumerate(self.classes) if c!=self.classes[0]), 1)
+        pair = [
+            self.places[i][3] + (f' as {self.classes[i]!r}' if self.is_contradiction else '')
+            for i in (0, other)]
         more = f' ({len(self.places)} copies)' if len(self.places)>2 else ''
-        shown = {c: n for (*_, n),c in zip(reversed(self.places), reversed(self.classes))}
-        pair = (
-            [f'{n} as {c!r}' for c, n in reversed(shown.items())]
-            if self.is_contradiction
-            else [o[3] for o in self.places])
-        return f'{self.places[0][0]}, ' + ' = '.join(pair[:2]) + more
+        return f'{self.places[0][0]}, {" = ".join(pair)}{more}'
     @property
     def is_contradiction(self)->bool:
         "Is it under more than one class?"

@@ -167,7 +167,7 @@ BATCH = dict(families=96, photographs=40)
 
 def method_maker(
     clip, # The frozen model
-    line:dict, # `method`, its name in the registry; `lr`; `epochs` if others than the usual, a number or one for each number of shots; its own options
+    line:dict, # `method`, `lr`, `epochs` (one, or one for each number of shots) and the method's own options
     epochs:dict, # Epochs for each number of shots
     batch_size:int, # Images of a step, all tasks together
 )->Callable: # Shots, seed -> a method that is not fitted yet

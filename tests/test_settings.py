@@ -1,0 +1,75 @@
+"Every setting that is made of a number, a switch or a name, against values that it cannot have: each is refused by its name, before anything is loaded or trained."
+
+import json
+import math
+from dataclasses import asdict, fields
+from inspect import signature
+
+import numpy as np
+import pytest
+from hipro_nb.baselines import METHODS
+from hipro_nb.cli import RunSettings
+from hipro_nb.data import BadData
+from hipro_nb.train import TrainConfig
+
+SCALARS = {int, float, bool, str, type(None)}
+ODD = ["x", "", 1.5, math.nan, math.inf, -1, True, None, [1], (), {}, b"1", 1j, 10**400, object(),
+       TrainConfig]
+
+
+def parts(annotation): return getattr(annotation, "__args__", (annotation,))
+
+
+def is_right(value, annotation):
+    "Written out once more: `True` is no number, and numbers are finite."
+    for kind in parts(annotation):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if kind is int and number and isinstance(value, int): return True
+        if kind is float and number and value != 10**400 and math.isfinite(value): return True
+        if kind not in (int, float) and isinstance(value, kind): return True
+    return False
+
+
+def refused(make, name, value, error=ValueError):
+    with pytest.raises(error) as e: make(value)
+    assert str(e.value).startswith(f"{name} is "), f"{name}: {e.value}"
+
+
+@pytest.mark.parametrize("field", fields(TrainConfig), ids=lambda f: f.name)
+def test_training(field):
+    def make(value): return TrainConfig(**{field.name: value})
+    for value in ODD:
+        if not is_right(value, field.type): refused(make, field.name, value)
+    for name in ("dtype", "device"):
+        if field.name == name: refused(make, name, "half precision")
+    if int in parts(field.type) or float in parts(field.type): refused(make, field.name, -1)
+
+
+def test_numbers_of_numpy_become_pythons():
+    config = TrainConfig(seed=np.int64(3), lr=np.float32(.5), per_task_batch=np.bool_(True))
+    assert json.loads(json.dumps(asdict(config)))["seed"] == 3 and type(config.lr) is float
+
+
+@pytest.mark.parametrize("field", fields(RunSettings), ids=lambda f: f.name)
+def test_a_run(field):
+    def make(value): return RunSettings(**{"data": "mini-families", field.name: value})
+    for value in ODD:
+        if not is_right(value, field.type): refused(make, field.name, value, BadData)
+
+
+def arguments(make):
+    "Annotations of all that a method is made with, the classes above it included."
+    found = {
+        n: p.annotation for c in reversed(make.__mro__) for n, p in signature(c.__init__).parameters.items()}
+    return {n: a for n, a in found.items() if n not in ("self", "clip", "store", "args", "kwargs", "kw")}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method(name):
+    make, own = METHODS[name], signature(METHODS[name].__init__).parameters
+    takes_more = any(p.kind is p.VAR_KEYWORD for p in own.values())
+    for setting, annotation in arguments(make).items():
+        if setting not in own and not takes_more: continue
+        if not set(parts(annotation)) <= SCALARS | {TrainConfig}: continue
+        for value in ODD:
+            if not is_right(value, annotation): refused(lambda v: make(None, **{setting: v}), setting, value)
