@@ -1,4 +1,5 @@
 "A run that is stopped at any moment, again and again, ends with the same bytes as one that was never stopped."
+
 import contextlib
 import os
 import random
@@ -63,7 +64,8 @@ class Fit:
 
     def __call__(self, folder):
         config = TrainConfig(lr=0.01, epochs=EPOCHS[self.name], batch_size=2, seed=3)
-        given = {k: v for k, v in (SMALL | dict(config=config)).items() if k in method_options(METHODS[self.name])}
+        given = {
+            k: v for k, v in (SMALL | dict(config=config)).items() if k in method_options(METHODS[self.name])}
         method = METHODS[self.name](self.clip, **given)
         method.fit(self.tasks, checkpoint=folder / "checkpoint", progress=False)
         method.save(folder / "model.safetensors")
@@ -73,7 +75,8 @@ class Command:
     "A command with small settings."
     def __init__(self, home, command, *argv):
         self.command = command
-        self.argv = [home / "data", "--model", home / "model", "--n-ctx", 2, "--shots", 2, "--seeds", 1, *argv]
+        self.argv = [home / "data", "--model", home / "model", "--n-ctx", 2, "--shots", 2, "--seeds", 1,
+                     *argv]
 
     def __call__(self, folder):
         return self.command([str(a) for a in (*self.argv, "--out", folder / "runs")])
@@ -126,7 +129,8 @@ class Life:
 
 def end(folder):
     "The files that are left, by name."
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("model.safetensors"))}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("model.safetensors"))}
 
 
 def kept(folder):
@@ -147,7 +151,8 @@ class Lives:
         assert self.whole
 
     def stopped(self, number, times):
-        "Exit statuses of lives that are stopped, and of some that come to their end; all end with the same bytes."
+        """Exit statuses of lives that are stopped, and of some that come to their end; all end with the same
+        bytes."""
         rng, seen, folders = random.Random(times), [], [self.home / f"{number} 0"]
         while len([s for s in seen if s]) < times:
             before = kept(folders[-1])
@@ -182,7 +187,8 @@ def walk(home, name, *stops):
         seen = told.stopped(number, times)
         print(name, number, seen)
         # before and after the loop SIGTERM ends a process as usual
-        usual = {signal.SIGKILL: {-signal.SIGKILL}, signal.SIGTERM: {130, -signal.SIGTERM}, signal.SIGINT: {130}}
+        usual = {signal.SIGKILL: {-signal.SIGKILL}, signal.SIGTERM: {130, -signal.SIGTERM},
+                 signal.SIGINT: {130}}
         assert set(seen) - {0} <= usual[number]
         assert number == signal.SIGKILL or 130 in seen
 
