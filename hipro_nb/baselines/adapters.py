@@ -10,22 +10,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch, patch_to
+from fastcore.basics import patch
 from jaxtyping import Float, Int64
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor, nn
 
 # %% ../../nbs/methods/49_adapters.ipynb #c8a1d3f2
-from ..data import FeatureStore, FrozenCLIP
+from ..data import BadData, FeatureStore, FrozenCLIP, as_kind
 from ..clip import zero_shot_weights
 from ..affinity import AffinityMeter, task_gradients
 from ..train import TrainConfig
-from ..hipro import Method, task_templates
+from ..hipro import Method, check_alike, check_groups, task_templates
 from ..visual import DeepPromptTower
 from .coop import fit_parameters, gather_train, task_means
 from .visual_prompts import ImageTokens, VisualPromptMethod
@@ -54,7 +55,7 @@ class CLIPAdapter(Method):
         shared:bool=False, # One adapter for all tasks?
         branch:str='image', # What is adapted: 'image' features, or 'text' class weights
         last_relu:bool=True, # A ReLU behind the second layer, as the released code
-        templates:Sequence|None=None, # Hand-written prompts; those of each task, `task_templates`, if None
+        templates:Sequence[str]|None=None, # Hand-written prompts; each task's own `task_templates` if None
         config:TrainConfig=TrainConfig(), # Optimiser, epochs, batch, seed
         store:FeatureStore|None=None, # Where image features are kept
     ):
@@ -80,15 +81,6 @@ class CLIPAdapter(Method):
 def settings(self:CLIPAdapter)->dict: # What `from_settings` needs
     "The settings as plain data"
     return {k: getattr(self, k) for k in self.keys} | dict(config=asdict(self.config))
-
-@patch_to(CLIPAdapter, cls_method=True)
-def from_settings(cls,
-    clip:FrozenCLIP|None, # The frozen model
-    settings:dict, # What `settings` returned
-    **kwargs, # Further arguments, e.g. `store`
-)->CLIPAdapter: # Not fitted yet
-    "A method with the same settings"
-    return cls(clip, **{**settings, 'config': TrainConfig(**settings['config'])}, **kwargs)
 
 # %% ../../nbs/methods/49_adapters.ipynb #00566a3f
 @patch
@@ -172,8 +164,22 @@ def _state(self:CLIPAdapter)->tuple:
     return {f'model.{m}.{k}': v for m, d in enumerate(self.models) for k, v in d.items()} | {
         f'text.{i}': w for i, w in enumerate(self.text)}, dict(of=self.of)
 
+class _Adapted(TypedDict):
+    of:list[int]
+
+@patch
+def _shapes(self:CLIPAdapter, meta:dict)->dict:
+    n = len(self.tasks)
+    of = [0]*n if self.shared else list(range(n))
+    if as_kind(meta, _Adapted, 'adapters')['of'] != of: raise BadData(f'adapters of tasks: expected {of[:5]}')
+    own = {'down': 'h d', 'up': 'd h', 'log_scale?': ''}
+    models = {f'model.{m}.{k}': letters for m in dict.fromkeys(of) for k,letters in own.items()}
+    heads = {} if self.branch=='image' else {f'head.{i}': f'K{i} d' for i in range(n)}
+    return models | heads | {f'text.{i}': f'K{i} d' for i in range(n)}
+
 @patch
 def _restore(self:CLIPAdapter, tensors:dict, meta:dict)->None:
+    check_alike({k: t for k,t in tensors.items() if k.startswith(('model.', 'text.'))})
     self.of,self.text = meta['of'],[tensors[f'text.{i}'] for i in range(len(meta['of']))]
     self.models = [
         {k.split('.', 2)[2]: v for k, v in tensors.items() if k.startswith(f'model.{m}.')}
@@ -364,6 +370,14 @@ def _fit(self:MmAP, tasks, checkpoint, progress):
 def _state(self:MmAP)->tuple:
     tensors,meta = VisualPromptMethod._state(self)
     return tensors | dict(affinity=self.affinity),meta | dict(task_sets=[list(g) for g in self.task_sets])
+
+class _Sets(TypedDict):
+    task_sets:list[list[int]]
+
+@patch
+def _shapes(self:MmAP, meta:dict)->dict:
+    check_groups(as_kind(meta, _Sets, 'sets of tasks')['task_sets'], len(self.tasks))
+    return VisualPromptMethod._shapes(self, meta) | dict(affinity='N N')
 
 @patch
 def _restore(self:MmAP, tensors:dict, meta:dict)->None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastcore.basics import patch, patch_to
+from fastcore.basics import patch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -250,15 +250,6 @@ def settings(self:TAG)->dict: # What `from_settings` needs
     "The settings as plain data"
     keys = ('n_ctx', 'n_groups', 'search', 'n_shared', 'snapshot_every', 'position')
     return {k: getattr(self, k) for k in keys} | dict(config=asdict(self.config))
-
-@patch_to(TAG, cls_method=True)
-def from_settings(cls,
-    clip:FrozenCLIP|None, # The frozen model
-    settings:dict, # What `settings` returned
-    **kwargs, # Further arguments, e.g. `store`
-)->TAG: # Not fitted yet
-    "A method with the same settings"
-    return cls(clip, **{**settings, 'config': TrainConfig(**settings['config'])}, **kwargs)
 
 # %% ../../nbs/methods/44_tag.ipynb #25b52401
 @patch
