@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch, patch_to
+from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor
 from ..data import FeatureStore, FrozenCLIP
@@ -114,15 +114,6 @@ class ProDA(Method):
         return {k: getattr(self, k) for k in ('n_ctx', 'n_prompts', 'overlap', 'covariance')} | dict(
             config=asdict(self.config))
 
-@patch_to(ProDA, cls_method=True)
-def from_settings(cls,
-    clip:FrozenCLIP|None, # The frozen model
-    settings:dict, # What `settings` returned
-    **kwargs, # Further arguments, e.g. `store`
-)->ProDA: # Not fitted yet
-    "A method with the same settings"
-    return cls(clip, **{**settings, 'config': TrainConfig(**settings['config'])}, **kwargs)
-
 # %% ../../nbs/methods/42_proda.ipynb #1e685d7d
 @patch
 def _build(self:ProDA):
@@ -217,6 +208,11 @@ def _scale(self:ProDA, i): return float(self._temperature(self.models[i]))
 
 @patch
 def _state(self:ProDA)->tuple: return pack_models(self.models), {}
+
+@patch
+def _shapes(self:ProDA, meta:dict)->dict:
+    own = [{f'model.{i}.ctx': f'P{i} T w', f'model.{i}.log_scale?': ''} for i in range(len(self.tasks))]
+    return {k: letters for d in (Method._shapes(self, meta), *own) for k,letters in d.items()}
 
 @patch
 def _restore(self:ProDA, tensors:dict, meta:dict)->None: self.models = unpack_models(tensors)
