@@ -36,7 +36,8 @@ setuptools.setup(
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
-    packages=setuptools.find_packages(include=[lib, f"{lib}.*"]),
+    # the studies are run from a clone, whose notebooks and committed runs they belong to
+    packages=setuptools.find_packages(include=[lib, f"{lib}.*"], exclude=[f"{lib}.studies"]),
     package_data={lib: ["assets/*", "assets/**/*"]},
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",

@@ -14,7 +14,8 @@ __all__ = ['EMBEDDED', 'LOCK', 'HOLDER', 'DEMO', 'OFFICE_HOME', 'SIZES', 'PARTS'
            'run_bench', 'hipro_bench']
 
 # %% ../nbs/running/70_cli.ipynb #a62f4a6a
-import argparse, hashlib, inspect, json, math, os, platform, shutil, statistics, subprocess, sys, time, warnings
+import argparse, hashlib, inspect, json, math, os, platform, shutil, statistics, subprocess, sys, time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -84,7 +85,7 @@ def memory_hint(
                  batch_size='a lower --batch-size', device='--device cpu')
     return (
         f"the GPU has too little memory ({str(e).split('. ')[0]}); what helps:"
-        f" {', '.join(h for o,h in helps.items() if o in options) or 'other programs that hold some of it, ended'}"
+        f" {', '.join(h for o,h in helps.items() if o in options) or 'other programs that hold some, ended'}"
     )
 
 # %% ../nbs/running/70_cli.ipynb #74e3a575
@@ -134,8 +135,11 @@ def pick_device(
     auto = device == 'auto'
     if auto: device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try: kind = torch.device(device).type
-    except RuntimeError: raise BadData(f'device {device!r}: expected auto, cpu, cuda, or one of several GPUs, such as cuda:1') from None
-    if kind == 'cuda' and not torch.cuda.is_available(): raise BadData(f'device {device!r}: this machine shows no GPU to PyTorch; use --device cpu')
+    except RuntimeError:
+        raise BadData(f'device {device!r}: expected auto, cpu, cuda, or one of several GPUs, such as'
+                      ' cuda:1') from None
+    if kind == 'cuda' and not torch.cuda.is_available():
+        raise BadData(f'device {device!r}: this machine shows no GPU to PyTorch; use --device cpu')
     try: torch.ones(1, device=device).tolist()
     except (RuntimeError, AssertionError) as e:
         why = f'PyTorch cannot compute there ({str(e).splitlines()[0][:100]})'
@@ -161,7 +165,8 @@ def open_model(
     return mini_clip().to(device) if model is None else load_clip(model, pretrained, device=device)
 
 # %% ../nbs/running/70_cli.ipynb #9ac1d82b
-def _protocol(data:str, root:str|None, shots:int|None, fraction:float|None, train_list:str|None, download:bool=False)->str|None:
+def _protocol(data:str, root:str|None, shots:int|None, fraction:float|None, train_list:str|None,
+              download:bool=False)->str|None:
     "The protocol of a data set that is named; refuses what does not go together"
     if download and root is None:
         raise BadData(
@@ -256,7 +261,8 @@ class RunSettings:
     root:str|None = None # Folder that holds the data set that `data` names
     any_counts:bool = False # May its numbers of images differ from the published ones?
     views:int|None = None # Random views of each training image; None is the plain image, as 1 is
-    chunk: int | None = None  # Pairs of prompt and class at a time, where memory is short; not in the record, since it changes numbers by rounding alone
+    # Pairs of prompt and class at a time; not in the record, since it changes numbers by rounding alone
+    chunk:int|None = None
 
     def __post_init__(self):
         try:check_fields(self)
@@ -920,7 +926,7 @@ def fit_settings(
 
 # %% ../nbs/running/70_cli.ipynb #d3586bcd
 def run_fit(
-    data:str, # Folder DATA/<task>/<class>/* or DATA/<task>/{train,val,test}/<class>/*; a data set's name (with --root); or mini-domains, mini-families
+    data:str, # Folder of tasks; or a data set's name, with --root; or mini-domains, mini-families
     model:str|None = None, # open_clip name or model folder; the embedded model if not given
     pretrained:str|None = None, # open_clip tag (may be fetched) or a weights file
     method:str = 'hipro', # A name from the registry: hipro, coop, zero_shot, ...
@@ -931,8 +937,7 @@ def run_fit(
     lr:float|None = None, # Learning rate; 0.001 if not given, the embedded benchmark's own on its data
     epochs:int|None = None, # Epochs; 100 if not given, or the embedded benchmark's
     n_ctx:int|None = None, # Context tokens of a prompt; the method's own number if not given, 16 for most
-    # Images of a batch, all tasks together; 20 if not given, or the embedded benchmark's
-    batch_size:int|None = None,
+    batch_size:int|None = None, # Images of a batch; 20 if not given, or the embedded benchmark's
     name:str|None = None, # Name of the run; made of DATA and the method if not given
     out:str = 'runs', # Folder of runs
     resume:bool = False, # Go on with a run that is there, keeping its finished seeds?
@@ -941,7 +946,7 @@ def run_fit(
     any_counts:bool = False,
     # Fetch what is missing below ROOT, where the data set has an official address with a checksum?
     download:bool = False,
-    views:int|None = None, # Random views (crop, mirror) of each training image to learn from, encoded once; it must divide the epochs
+    views:int|None = None, # Random views (crop, mirror) of each training image; it must divide the epochs
     skip_bad_images:bool = False, # Leave unreadable images out?
     device:str = 'auto', # cpu, cuda, or auto: the GPU where there is one
     dtype:str|None = None, # Precision of the text tower, such as bfloat16; that of the device if not given

@@ -229,7 +229,8 @@ def _raw_weights(path:Path)->object:
     except BadData: raise
     except Exception as e:
         why = str(e).splitlines()[0][:160] if str(e) else type(e).__name__
-        raise BadData(f'weights {str(path)!r}: not readable as safetensors, TorchScript or tensors of torch.save: {why}') from e
+        raise BadData(f'weights {str(path)!r}: not readable as safetensors, TorchScript or tensors of'
+                      f' torch.save: {why}') from e
 
 _inside = ('state_dict','model','model_state_dict','module','net','weights')
 
@@ -559,15 +560,20 @@ def _net(where:str, tag:str|None, changes:dict, weights:Path|None, pixels:dict)-
 
 # %% ../nbs/paper/02_clip.ipynb #c9b78df5
 def load_clip(
-    model:str, # A name of open_clip's (`'RN50-quickgelu'`), or a folder with open_clip_config.json, weights and, where it has its own, tokenizer.json
-    pretrained:str|None=None, # A tag of open_clip's, which may be fetched, or a file: safetensors, OpenAI's archive or a checkpoint of `torch.save`; random weights if None
+    # A name of open_clip's (`'RN50-quickgelu'`), or a folder: open_clip_config.json, weights, tokenizer.json
+    model:str,
+    # A tag of open_clip's, which may be fetched, or a file of weights; random weights if None
+    pretrained:str|None=None,
     device:str|torch.device='cpu', # Where the model goes
 )->FrozenCLIP: # Frozen and in eval mode, with its tokenizer and its preprocessing
     """A CLIP model from open_clip's zoo, a file or a folder; raises `BadData` for names, files and
     activations that do not belong together."""
     folder = _folder(model)
-    if folder and pretrained: raise BadData(f'model folder {str(folder)!r}: has its own weights; expected no `pretrained`, got {pretrained!r}')
-    where,who,hub = (f'local-dir:{folder}' if folder else model),f'model {model!r}',model.startswith('hf-hub:')
+    if folder and pretrained:
+        raise BadData(f'model folder {str(folder)!r}: has its own weights; expected no `pretrained`,'
+                      f' got {pretrained!r}')
+    where = f'local-dir:{folder}' if folder else model
+    who,hub = f'model {model!r}',model.startswith('hf-hub:')
     tag,file = (None,_weights_in(folder)) if folder else (None,None) if hub else _source(model, pretrained)
     if folder: _read_config(folder/'open_clip_config.json')
     beside = file.parent if file else None
@@ -579,7 +585,8 @@ def load_clip(
             tokenizer = _tokenizer(where, words, who)
             net = _net(where, tag, changes, file if folder else None, _pixels_cfg(beside))
         except BadData: raise
-        except Exception as e: raise _unbuilt(e, who + (f', weights {tag!r}' if tag else ''), bool(tag or hub)) from e
+        except Exception as e:
+            raise _unbuilt(e, who + (f', weights {tag!r}' if tag else ''), bool(tag or hub)) from e
     if file: _load_file(net, where if folder else model, file, resize=folder is not None)
     preprocess = image_transform_v2(PreprocessCfg(**net.visual.preprocess_cfg), is_train=False)
     return FrozenCLIP(net.to(device), tokenizer, preprocess, folder.resolve().name if folder else model)
@@ -692,7 +699,8 @@ def _own(self:ClassTokens, full:list[int], bare:list[int])->list[int]:
 
 # %% ../nbs/paper/02_clip.ipynb #bec57f8b
 @patch
-def whole(self:ClassTokens)->tuple[Int64[Tensor,'K L'],Int64[Tensor,'K T']]: # Padded rows of ids, with a filler in the place of the context, and these places
+def whole(self:ClassTokens,
+)->tuple[Int64[Tensor,'K L'],Int64[Tensor,'K T']]: # Padded rows, a filler for the context, and its places
     "The prompts as a plain model reads them: the whole context length, class by class."
     rows = [self.start + [-1]*self.n_shared + o + self.end[1:] for o in self.own]
     tail = self.frame.tail
@@ -818,7 +826,8 @@ class PromptTower(nn.Module):
         classnames:Sequence[str], # K class names
         n_ctx:int=16, # Context tokens, T
         position:str='end', # Where the name stands: `end`, `middle` or `front`
-        dtype:torch.dtype|None=None, # Compute type of the tower; as the image tower's if None: fp32 on a CPU, bf16 on a GPU with units for it
+        # Compute type; as the image tower's if None: fp32 on a CPU, bf16 on a GPU with units for it
+        dtype:torch.dtype|None=None,
         chunk:int|None=None, # Most pairs at a time
         recompute:bool=False, # Forget a chunk's activations, and compute them again in the backward pass
         whole:bool=False, # Take the plain path through `encode_text`, whatever the model
@@ -946,7 +955,8 @@ def _prefix(self:PromptTower, ctx:Float[Tensor,'M T w'])->list[Tensor]:
 
 # %% ../nbs/paper/02_clip.ipynb #94a7627d
 @patch
-def _attend(self:PromptTower, q:Tensor, k:Tensor, v:Tensor, kp:Tensor, vp:Tensor, plan:_Plan, last:bool)->Tensor:
+def _attend(self:PromptTower, q:Tensor, k:Tensor, v:Tensor, kp:Tensor, vp:Tensor, plan:_Plan,
+            last:bool)->Tensor:
     """Attention of own tokens to their prompt's shared keys and to one another; of the end tokens alone if
     `last`."""
     q,k,v = (z.unflatten(-1, (self.heads,-1)) for z in (q,k,v))

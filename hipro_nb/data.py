@@ -620,7 +620,8 @@ def _opened(image, who:str='a picture', small:bool=False)->Iterator[Image.Image]
                 f = stack.enter_context(_open_file(image) if _is_file(image) else BytesIO(image))
                 im = _first_picture(f, who, small, stack)
         except BadData as e: raise Unreadable(str(e)) from e
-        except Exception as e: raise Unreadable(f'{who}: {_reason(e, image, f)}; expected a whole picture') from e
+        except Exception as e:
+            raise Unreadable(f'{who}: {_reason(e, image, f)}; expected a whole picture') from e
         yield im
 
 def open_image(
@@ -666,7 +667,9 @@ def _trouble(image)->str|None:
         if stamp: _decoded(*stamp, _most_pixels())
         else:
             with _opened(image, 'image', small=True): pass
-    except Unreadable as e: return str(e).removeprefix(_named(image, 'image')).removesuffix('; expected a whole picture').lstrip(': ')
+    except Unreadable as e:
+        why = str(e).removeprefix(_named(image, 'image')).removesuffix('; expected a whole picture')
+        return why.lstrip(': ')
 
 # %% ../nbs/paper/01_data.ipynb #fec7b80a
 def bad_images(
@@ -1297,7 +1300,8 @@ class FrozenCLIP(nn.Module):
         name:str, # What it is called in messages and tables
         # Identifies architecture, weights and preprocessing; computed when first asked for if None
         key:str|None=None,
-        dtype:torch.dtype|None=None, # Compute type of the image tower; if None, bf16 on a GPU that has units for it (compute capability 8.0 on), elsewhere the weights' own
+        # Compute type of the image tower; if None bf16 on a GPU with units for it, elsewhere the weights' own
+        dtype:torch.dtype|None=None,
     ):
         super().__init__()
         _check_model(model, name)
@@ -1312,9 +1316,10 @@ class FrozenCLIP(nn.Module):
         return super().train(False)
 
 # %% ../nbs/paper/01_data.ipynb #a5a85f00
-_traits = '''num_heads heads num_attention_heads eps variance_epsilon layer_norm_eps layer_norm_epsilon approximate hidden_act feed_forward_proj
-pool_type text_pool_type attn_pool_type global_pool final_ln_after_pool eos_id text_eos_id pad_id pad_token_id use_pad_mask correct_cls_mask
-image_size kernel_size stride padding dilation groups'''.split()
+_traits = '''num_heads heads num_attention_heads eps variance_epsilon layer_norm_eps layer_norm_epsilon
+    approximate hidden_act feed_forward_proj pool_type text_pool_type attn_pool_type global_pool
+    final_ln_after_pool eos_id text_eos_id pad_id pad_token_id use_pad_mask correct_cls_mask image_size
+    kernel_size stride padding dilation groups'''.split()
 
 def _architecture(model:nn.Module)->str:
     "What the weights do not say of a model: its kinds of layers, and the numbers and words that steer them"
@@ -1710,7 +1715,8 @@ def _hash_or_none(image)->bytes|None:
     with suppress(Unreadable, OSError): return image_hash(image)
 
 @patch
-def _rows(self:FeatureStore, clip:FrozenCLIP, images:list, keep:bool, batch_size:int, bar:Callable)->Float[Tensor,'n d']:
+def _rows(self:FeatureStore, clip:FrozenCLIP, images:list, keep:bool, batch_size:int,
+          bar:Callable)->Float[Tensor,'n d']:
     "Features of `images`, in memory, on disk or new."
     with ThreadPoolExecutor(_threads()) as pool: keys = list(_in_order(pool, _hash_or_none, images, 64))
     if None in keys:

@@ -95,7 +95,8 @@ def _keys(block:ResidualAttentionBlock, x:Float[Tensor,'B n w'])->Float[Tensor,'
     w,a = x.shape[-1],block.attn
     return F.linear(block.ln_1(x), a.in_proj_weight[w:], a.in_proj_bias[w:])
 
-def _block(block:ResidualAttentionBlock, x:Float[Tensor,'B n w'], more:Float[Tensor,'B V w2']|None=None, m:int|None=None)->Float[Tensor,'B m w']:
+def _block(block:ResidualAttentionBlock, x:Float[Tensor,'B n w'], more:Float[Tensor,'B V w2']|None=None,
+           m:int|None=None)->Float[Tensor,'B m w']:
     """What a block makes of the first `m` tokens (of all if None), which attend to all of `x` and to keys and
     values `more`."""
     w,a,kv = x.shape[-1],block.attn,_keys(block, x)

@@ -149,7 +149,8 @@ _by_class = {'caltech101', 'oxford_pets', 'oxford_flowers', 'fgvc_aircraft'}
 
 # %% ../../nbs/pictures/30_ten.ipynb #ce26aab1
 _vgg = 'https://www.robots.ox.ac.uk/~vgg/data/'
-_eurosat = 'https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip'
+_eurosat = ('https://huggingface.co/datasets/torchgeo/eurosat/resolve/'
+            'c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip')
 _files = dict(  # address; place; SHA-256, size; where it is unpacked, what comes out
     oxford_pets=(f'{_vgg}pets/data/images.tar.gz', 'oxford_pets/images.tar.gz',
                  '67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d', 791918971, 'oxford_pets',
