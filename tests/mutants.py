@@ -1,4 +1,5 @@
 "What a file may say when a stranger wrote it: plain values with one place changed, tensors with one of them changed, bytes."
+
 import copy
 import random
 
@@ -15,8 +16,8 @@ def nested(depth=60):
     return value
 
 
-VALUES = (GONE, None, [], {}, 0, -1, 10**9, 10**30, 1.5, 1e300, "", "x" * 5000, "\x1b[31m", "../..", True, nested(),
-          ["a"], {"a": 1}, [10**9], [-1], [[0], [0]])
+VALUES = (GONE, None, [], {}, 0, -1, 10**9, 10**30, 1.5, 1e300, "", "x" * 5000, "\x1b[31m", "../..", True,
+          nested(), ["a"], {"a": 1}, [10**9], [-1], [[0], [0]])
 
 
 def places(value, at=()):
@@ -42,10 +43,10 @@ def mutants(value, seed=None, n=None):
     for at, new in found: yield f"{at} = {'gone' if new is GONE else repr(new)[:40]}", changed(value, at, new)
 
 
-CHANGES = dict(
-    flat=torch.Tensor.flatten, cut=lambda t: t[:-1] if t.ndim else t[None], more=lambda t: t[None],
-    empty=lambda t: t[..., :0] if t.ndim else t[None][:0], int=torch.Tensor.long, bool=torch.Tensor.bool,
-    half=torch.Tensor.half, double=torch.Tensor.double, nan=lambda t: t * float("nan"), inf=lambda t: t + float("inf"))
+CHANGES = dict(flat=torch.Tensor.flatten, cut=lambda t: t[:-1] if t.ndim else t[None], more=lambda t: t[None],
+               empty=lambda t: t[..., :0] if t.ndim else t[None][:0], int=torch.Tensor.long,
+               bool=torch.Tensor.bool, half=torch.Tensor.half, double=torch.Tensor.double,
+               nan=lambda t: t * float("nan"), inf=lambda t: t + float("inf"))
 
 
 def tensor_mutants(tensors, seed=None, n=None):
@@ -53,7 +54,8 @@ def tensor_mutants(tensors, seed=None, n=None):
     found = [(k, how) for k in sorted(tensors) for how in ("gone", *CHANGES)]
     if n is not None: found = random.Random(seed).sample(found, min(n, len(found)))
     one = torch.ones(1)
-    yield "strange names", tensors | {"model.1000000000.ctx": one, "head.7": one, "": one, "model": one, "model.": one}
+    yield "strange names", tensors | {"model.1000000000.ctx": one, "head.7": one, "": one, "model": one,
+                                      "model.": one}
     for k, how in found:
         rest = {name: t for name, t in tensors.items() if name != k}
         yield f"{k} {how}", rest if how == "gone" else rest | {k: CHANGES[how](tensors[k])}
@@ -66,7 +68,9 @@ def damaged(raw, seed, n):
         i, j = sorted((rng.randrange(len(raw) + 1), rng.randrange(len(raw) + 1)))
         kind = rng.choice(("cut", "flip", "remove", "double", "chance", "zeros"))
         if kind == "cut": yield f"cut at {i}", raw[:i]
-        if kind == "flip": yield f"flipped at {i}", raw[:i] + bytes([raw[i] ^ 1 << rng.randrange(8)] if i < len(raw) else []) + raw[i + 1:]
+        if kind == "flip":
+            yield (f"flipped at {i}",
+                   raw[:i] + bytes([raw[i] ^ 1 << rng.randrange(8)] if i < len(raw) else []) + raw[i + 1 :])
         if kind == "remove": yield f"without {i}:{j}", raw[:i] + raw[j:]
         if kind == "double": yield f"twice {i}:{j}", raw[:j] + raw[i:]
         if kind == "chance": yield f"chance at {i}:{j}", raw[:i] + rng.randbytes(j - i) + raw[j:]
