@@ -36,12 +36,13 @@ setuptools.setup(
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
-    packages=setuptools.find_packages(include=[lib, f"{lib}.*"]),
+    # the studies are run from a clone, whose notebooks and committed runs they belong to
+    packages=setuptools.find_packages(include=[lib, f"{lib}.*"], exclude=[f"{lib}.studies"]),
     package_data={lib: ["assets/*", "assets/**/*"]},
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    # hf: Hugging Face data sets
+    # hf: Hugging Face data sets, tokenizers and text towers
     extras_require={"dev": cfg["dev_requirements"].split(), "hf": cfg["hf_requirements"].split()},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),

@@ -87,7 +87,7 @@ def task_gradients(
 def snapshot_cost(
     classes:Sequence, # Class ids of each task in the batch
     prefix:float=4., # Cost of one prompt's prefix, in class sequences (17 tokens against names of about 4)
-)->dict: # Class sequences of one prompt, forward and backward: a plain `step`, and a snapshot by `products` or by `copies`
+)->dict: # Class sequences of one prompt: a plain `step`, a snapshot by `products` or by `copies`
     "Class sequences that pass the tower in a training step, without and with a snapshot"
     n, union, own = len(classes), len(set().union(*map(set, classes))), sum(len(set(c)) for c in classes)
     return dict(step=2 * (union + prefix), products=(n + 1) * (union + prefix), copies=2 * (own + n * prefix))

@@ -118,7 +118,7 @@ def largest_curvature(
     start:Sequence[Float[Tensor,'...']]|None=None,
     damping:float=0., # δ: of A + δI
     counts:Counter|None=None, # Counts gradient calls
-)->tuple[Float[Tensor,''], list[Float[Tensor,'...']]]: # Estimate from below of the largest |λ|; its direction, length 1
+)->tuple[Float[Tensor,''], list[Float[Tensor,'...']]]: # Largest |λ|, from below; its unit direction
     """Size of the largest curvature by power iteration, with the direction. Raises `ValueError` without a
     step."""
     if steps < 1: raise ValueError(f'steps is {steps}; expected 1 or more')

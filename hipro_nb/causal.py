@@ -152,7 +152,8 @@ class MTVLP(nn.Module):
 
 # %% ../nbs/scheduling/61_causal.ipynb #979b04a1
 @patch
-def prompts(self:MTVLP)->tuple: # Contexts `N+1 T w` and visual prompts `N+1 D V v`, the shared ones last; the latter None without blocks
+def prompts(self:MTVLP,
+)->tuple: # Contexts `N+1 T w`, visual prompts `N+1 D V v`, the shared last; the latter None without blocks
     "The prompts of all learners as the towers get them"
     ctx, visual = zip(*[l() for l in self.learners])
     return torch.stack(ctx), None if self.vision is None else torch.stack(visual)

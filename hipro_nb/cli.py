@@ -14,7 +14,8 @@ __all__ = ['EMBEDDED', 'LOCK', 'HOLDER', 'DEMO', 'OFFICE_HOME', 'SIZES', 'PARTS'
            'run_bench', 'hipro_bench']
 
 # %% ../nbs/running/70_cli.ipynb #a62f4a6a
-import argparse, hashlib, inspect, json, math, os, platform, shutil, statistics, subprocess, sys, time, warnings
+import argparse, hashlib, inspect, json, math, os, platform, shutil, statistics, subprocess, sys, time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -39,7 +40,7 @@ from torch.nn import functional as F
 # %% ../nbs/running/70_cli.ipynb #cbac9f1d
 from .data import (BadData, FeatureStore, Features, FrozenCLIP, Plain, Task, _refuse_bad, _scan,
                            _threads, as_images, as_kind, bad_images, encode_tasks, load_image_folder,
-                           load_tensors, read_json, safe_name, save_tensors, write_atomic)
+                           load_tensors, read_file, read_json, safe_name, save_tensors, write_atomic)
 from .escape import json_text, markdown_text, plain_text, screen_text
 from .mini import MINI_TRAIN, mini_clip, mini_tasks
 from .clip import PromptTower, bench_tower, is_faster, load_clip
@@ -84,7 +85,7 @@ def memory_hint(
                  batch_size='a lower --batch-size', device='--device cpu')
     return (
         f"the GPU has too little memory ({str(e).split('. ')[0]}); what helps:"
-        f" {', '.join(h for o,h in helps.items() if o in options) or 'other programs that hold some of it, ended'}"
+        f" {', '.join(h for o,h in helps.items() if o in options) or 'other programs that hold some, ended'}"
     )
 
 # %% ../nbs/running/70_cli.ipynb #74e3a575
@@ -134,8 +135,11 @@ def pick_device(
     auto = device == 'auto'
     if auto: device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try: kind = torch.device(device).type
-    except RuntimeError: raise BadData(f'device {device!r}: expected auto, cpu, cuda, or one of several GPUs, such as cuda:1') from None
-    if kind == 'cuda' and not torch.cuda.is_available(): raise BadData(f'device {device!r}: this machine shows no GPU to PyTorch; use --device cpu')
+    except RuntimeError:
+        raise BadData(f'device {device!r}: expected auto, cpu, cuda, or one of several GPUs, such as'
+                      ' cuda:1') from None
+    if kind == 'cuda' and not torch.cuda.is_available():
+        raise BadData(f'device {device!r}: this machine shows no GPU to PyTorch; use --device cpu')
     try: torch.ones(1, device=device).tolist()
     except (RuntimeError, AssertionError) as e:
         why = f'PyTorch cannot compute there ({str(e).splitlines()[0][:100]})'
@@ -161,7 +165,8 @@ def open_model(
     return mini_clip().to(device) if model is None else load_clip(model, pretrained, device=device)
 
 # %% ../nbs/running/70_cli.ipynb #9ac1d82b
-def _protocol(data:str, root:str|None, shots:int|None, fraction:float|None, train_list:str|None, download:bool=False)->str|None:
+def _protocol(data:str, root:str|None, shots:int|None, fraction:float|None, train_list:str|None,
+              download:bool=False)->str|None:
     "The protocol of a data set that is named; refuses what does not go together"
     if download and root is None:
         raise BadData(
@@ -256,10 +261,11 @@ class RunSettings:
     root:str|None = None # Folder that holds the data set that `data` names
     any_counts:bool = False # May its numbers of images differ from the published ones?
     views:int|None = None # Random views of each training image; None is the plain image, as 1 is
-    chunk: int | None = None  # Pairs of prompt and class at a time, where memory is short; not in the record, since it changes numbers by rounding alone
+    # Pairs of prompt and class at a time; not in the record, since it changes numbers by rounding alone
+    chunk:int|None = None
 
     def __post_init__(self):
-        try: check_fields(self)
+        try:check_fields(self)
         except ValueError as e: raise BadData(str(e)) from None
         for f in ('root' if self.root else 'data', 'model', 'pretrained', 'train_list'):
             v = getattr(self, f)
@@ -383,14 +389,19 @@ def check_apart(
 # %% ../nbs/running/70_cli.ipynb #f1acf603
 LOCK, HOLDER = '.lock', '.holder.json'
 
+class _Holder(TypedDict):
+    pid:int
+    host:str
+    command:str
+    since:str
+
 def holder(
     folder:Path, # Folder of a run
 )->str: # Such as 'process 4711 on ada (hipro_fit, since 2026-01-31 09:30 UTC)'; empty where none is named
     "The process that works in a folder, or was killed there, in words"
-    try:
-        own = json.loads((folder/HOLDER).read_text(encoding='utf8'))
-        return f"process {own['pid']} on {own['host']} ({own['command']}, since {own['since']})"
-    except (OSError, ValueError, TypeError, KeyError): return ''
+    try: own = read_json(folder/HOLDER, _Holder)
+    except BadData: return ''
+    return f"process {own['pid']} on {own['host']} ({own['command']}, since {own['since']})"
 
 def _in_use(folder:Path)->BadData:
     "What a second command is told"
@@ -468,15 +479,29 @@ def _as_now(old:dict, new:dict)->dict:
         | old
         | dict(settings=own, clip=new.get('clip', {}) | old.get('clip', {})))
 
+def _at_its_place(old:dict, new:dict)->dict:
+    """`old` with the model's name and place of `new`, where both have the same model: a folder may have been
+    moved"""
+    if not isinstance(old.get('clip'), dict) or old['clip'].get('key') != new['clip']['key']: return old
+    place = {
+        k: new['settings'][k]
+        for k in ('model', 'pretrained')
+        if k in new['settings'] and k in old['settings']}
+    return old | dict(settings=old['settings'] | place, clip=old['clip'] | dict(name=new['clip']['name']))
+
 # %% ../nbs/running/70_cli.ipynb #48523d23
 def check_record(
     folder:Path, # Folder of the run
     record:dict, # What it is to be run with: `settings`, `clip`, `tasks`
+    clip:FrozenCLIP|None = None, # The model of the record, which knows its key of version 0.1.0
 )->None:
     "Writes `run.json`; refuses a folder whose seeds were run with something else"
     if (folder/'run.json').exists() and any(folder.glob('seed*/*')):
         new = json.loads(json.dumps(record))
-        diff = first_difference(_as_now(read_run(folder), new), new)
+        old = _as_now(read_run(folder), new)
+        if clip is not None and clip.is_model(*(str(old['clip'].get(k)) for k in ('name', 'key'))):
+            old = old | dict(clip=old['clip'] | dict(key=clip.key))
+        diff = first_difference(_at_its_place(old, new), new)
         if diff and diff.startswith('files '):
             raise BadData(
                 f"{folder} was run on other images: since then files below {record['settings']['data']}, or"
@@ -654,13 +679,18 @@ def save_seed(
     shutil.rmtree(folder/'checkpoint', ignore_errors=True)
 
 # %% ../nbs/running/70_cli.ipynb #b66084bf
+def _hash_or_nothing(path:Path)->bytes:
+    "A file's content hash; empty for what cannot be read and may have been left out"
+    with suppress(OSError, BadData): return known_hash(path)
+    return b''
+
 def files_digest(
     settings:RunSettings, # What is run
 )->str|None: # 16 hexadecimal digits; None where the images are not a folder of tasks
     """Stands for the names and the contents of all files that the tasks of a folder are drawn from, and for
     the train list"""
     if settings.root is not None or settings.data in EMBEDDED: return None
-    h = hashlib.sha256(Path(settings.train_list).read_bytes() if settings.train_list else b'')
+    h = hashlib.sha256(read_file(settings.train_list) if settings.train_list else b'')
     files = sorted(
         (f'{t}/{k}/{c}/{p.name}', p)
         for t, parts in _scan(Path(settings.data)).items()
@@ -668,7 +698,7 @@ def files_digest(
         for c, ps in cs.items()
         for p in ps)
     with ThreadPoolExecutor(_threads()) as pool:
-        for (name, _), own in zip(files, pool.map(known_hash, (p for _, p in files))):
+        for (name, _), own in zip(files, pool.map(_hash_or_nothing, (p for _, p in files))):
             h.update(name.encode() + own)
     return h.hexdigest()[:16]
 
@@ -756,7 +786,8 @@ def check_seed(
 )->bool: # Does it say what it was made with?
     "Refuses a seed that was made with something else, naming the first difference"
     results, found = read_seed(part, read)
-    own = dict(found or wanted, seed=results[0].seeds[0]) # a folder may have been copied
+    own = _at_its_place(found, wanted) if found and 'clip' in wanted else found or wanted
+    own = dict(own, seed=results[0].seeds[0]) # a folder may have been copied
     diff = first_difference({k: own.get(k) for k in wanted}, json.loads(json.dumps(wanted)))
     if diff and diff.split(' ')[0] in ('data', 'files'):
         diff = 'its images, class names or train list have changed'
@@ -890,7 +921,7 @@ def fit_settings(
     record = run_record(settings, clip, tasks)
     with hold(folder):
         check_free(folder, resume)
-        check_record(folder, record)
+        check_record(folder, record, clip)
         print(_about_to_run(settings, clip, tasks), flush=True)
         _fit_seeds(_Run(settings, clip, folder, store or FeatureStore(None), progress, record), seeds, tasks)
         results = collect(folder, sorted({*seeds, *finished_seeds(folder)}))
@@ -900,7 +931,7 @@ def fit_settings(
 
 # %% ../nbs/running/70_cli.ipynb #d3586bcd
 def run_fit(
-    data:str, # Folder DATA/<task>/<class>/* or DATA/<task>/{train,val,test}/<class>/*; a data set's name (with --root); or mini-domains, mini-families
+    data:str, # Folder of tasks; or a data set's name, with --root; or mini-domains, mini-families
     model:str|None = None, # open_clip name or model folder; the embedded model if not given
     pretrained:str|None = None, # open_clip tag (may be fetched) or a weights file
     method:str = 'hipro', # A name from the registry: hipro, coop, zero_shot, ...
@@ -911,8 +942,7 @@ def run_fit(
     lr:float|None = None, # Learning rate; 0.001 if not given, the embedded benchmark's own on its data
     epochs:int|None = None, # Epochs; 100 if not given, or the embedded benchmark's
     n_ctx:int|None = None, # Context tokens of a prompt; the method's own number if not given, 16 for most
-    # Images of a batch, all tasks together; 20 if not given, or the embedded benchmark's
-    batch_size:int|None = None,
+    batch_size:int|None = None, # Images of a batch; 20 if not given, or the embedded benchmark's
     name:str|None = None, # Name of the run; made of DATA and the method if not given
     out:str = 'runs', # Folder of runs
     resume:bool = False, # Go on with a run that is there, keeping its finished seeds?
@@ -921,7 +951,7 @@ def run_fit(
     any_counts:bool = False,
     # Fetch what is missing below ROOT, where the data set has an official address with a checksum?
     download:bool = False,
-    views:int|None = None, # Random views (crop, mirror) of each training image to learn from, encoded once; it must divide the epochs
+    views:int|None = None, # Random views (crop, mirror) of each training image; it must divide the epochs
     skip_bad_images:bool = False, # Leave unreadable images out?
     device:str = 'auto', # cpu, cuda, or auto: the GPU where there is one
     dtype:str|None = None, # Precision of the text tower, such as bfloat16; that of the device if not given
@@ -978,8 +1008,8 @@ def load_run(
     part = folder/f'seed{there[0] if seed is None else seed}'
     method = Method.load(part/'model.safetensors', clip)
     said, wanted = method.record, read_run(run) # as it is now: a command may be at work here
-    diff = said and first_difference(
-        {k: said.get(k) for k in ('settings', 'clip')}, {k: wanted.get(k) for k in ('settings', 'clip')})
+    own = said and _at_its_place(said, wanted)
+    diff = own and first_difference(*({k: o.get(k) for k in ('settings', 'clip')} for o in (own, wanted)))
     if diff:
         raise BadData(
             f'{part} was made with something else than {folder} says of itself: {diff}; expected one run,'

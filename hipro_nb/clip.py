@@ -7,13 +7,14 @@ __all__ = ['load_clip', 'ClassTokens', 'word_ctx', 'PromptTower', 'with_hooks', 
            'bench_tower']
 
 # %% ../nbs/paper/02_clip.ipynb #2a1b1c41
-import difflib, io, json, logging, math, pickle, time, warnings, zipfile
+import difflib, io, logging, math, pickle, pickletools, re, time, warnings, zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Literal, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -27,34 +28,14 @@ from safetensors.torch import load_file
 # %% ../nbs/paper/02_clip.ipynb #91597ce4
 import open_clip
 from open_clip.convert import convert_state_dict
+from open_clip.factory import resize_pos_embed, resize_text_pos_embed
+from open_clip.hf_configs import arch_dict
 from open_clip.model import CLIP, convert_to_custom_text_state_dict
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransformer
-from .data import BadData, FrozenCLIP, clean_name
-
-# %% ../nbs/paper/02_clip.ipynb #cc6108b3
-def _text(model:nn.Module)->nn.Module: return model.text if hasattr(model, 'text') else model
-def _embedding(model:nn.Module)->nn.Module:
-    t = _text(model)
-    return t.token_embedding if hasattr(t, 'token_embedding') else t.transformer.get_input_embeddings()
-
-# %% ../nbs/paper/02_clip.ipynb #57461427
-class _Foreign(nn.Module):
-    "A CLIP whose text tower is a module of its own, with that tower's parts where `CLIP` has them."
-    def __init__(self, inner:nn.Module):
-        super().__init__()
-        self.inner = inner
-    def __getattr__(self, k):
-        if k in self.__dict__['_modules']: return super().__getattr__(k)
-        inner = super().__getattr__('inner')
-        if k=='token_embedding': return _embedding(inner)
-        if k=='positional_embedding': return getattr(inner.text, k, torch.empty(inner.context_length, 0))
-        if k!='text_projection': return getattr(inner, k)
-        p,w = getattr(inner.text, k, None),_embedding(inner).embedding_dim
-        return torch.empty(w, inner.text.output_dim or w, device='meta') if p is None else p
-
-def _as_clip(model:nn.Module)->nn.Module: return model if isinstance(model, CLIP) else _Foreign(model)
+from .data import BadData, FrozenCLIP, Plain, as_kind, clean_name, open_file, read_json
 
 # %% ../nbs/paper/02_clip.ipynb #6b722c51
 @contextmanager
@@ -86,11 +67,13 @@ def _folder(model:str)->Path|None:
         raise BadData(
             f'model {model!r}: neither a name that open_clip knows nor a folder; near names:'
             f' {", ".join(near)}')
-    if not (path / 'open_clip_config.json').is_file():
+    if not (path/'open_clip_config.json').is_file():
+        hint = (
+            "; in Hugging Face's layout, name the architecture as open_clip does and give the weights as"
+            " pretrained")
         raise BadData(
-            f'model folder {str(path)!r}: no open_clip_config.json; expected one, beside the weights')
-    if not any(p.suffix in ('.safetensors', '.bin', '.pth') for p in path.iterdir()):
-        raise BadData(f'model folder {str(path)!r}: no weights; expected open_clip_model.safetensors')
+            f'model folder {str(path)!r}: no open_clip_config.json; expected one, beside the'
+            f' weights{hint*(path/"config.json").is_file()}')
     return path
 
 # %% ../nbs/paper/02_clip.ipynb #a2aa5a60
@@ -107,72 +90,285 @@ def _check_gelu(model:str, quick:bool, source:str)->None:
         f'model {model!r}: {source} was trained with {kind}, which this architecture does not use; {hint}')
 
 # %% ../nbs/paper/02_clip.ipynb #30dc12b5
-class _Node: "An object in an archive: attributes, and nothing that could run."
+_most_bytes, _most_pickle = 2**36, 2**26
 _dtypes = dict(Float=torch.float32, Half=torch.float16, BFloat16=torch.bfloat16, Double=torch.float64,
                Long=torch.int64, Int=torch.int32, Short=torch.int16, Char=torch.int8, Byte=torch.uint8,
                Bool=torch.bool)
+_settings = {'pathlib', 'numpy', 'omegaconf', 'pytorch_lightning', 'lightning', 'lightning_fabric',
+             'datetime', 'enum', 'easydict', 'yacs', 'ml_collections'}
+_plain_types = {
+    'argparse': {'Namespace'},
+    'types': {'SimpleNamespace'},
+    'collections': {'OrderedDict', 'defaultdict', 'Counter', 'deque'},
+    'builtins': {'set', 'frozenset', 'list', 'dict', 'tuple', 'int', 'float', 'bool', 'complex', 'slice',
+                 'bytearray', 'object'},
+    '_codecs': {'encode'},
+    'copyreg': {'_reconstructor'},
+    'torch': {'device'},
+    'torch.torch_version': {'TorchVersion'}}
+# As older pickles call them
+_plain_types |= {'__builtin__': _plain_types['builtins'], 'copy_reg': _plain_types['copyreg']}
 
-class _Archive(pickle.Unpickler):
-    "Reads the objects of a TorchScript archive without its program; refuses all other classes."
-    def __init__(self, z:zipfile.ZipFile):
-        self.z,self.top = z,next(n for n in z.namelist() if n.endswith('data.pkl')).removesuffix('data.pkl')
-        super().__init__(io.BytesIO(z.read(f'{self.top}data.pkl')))
+class _Shell(dict):
+    "An object in a checkpoint: its attributes and items, and nothing that could run"
+    __hash__ = object.__hash__
+    def __init__(self, *args, **kwargs): super().__init__()
+    def __setstate__(self, state): vars(self).update(state if isinstance(state, dict) else {})
+    def append(self, item): "Items of a list are not kept"
+    def extend(self, items): "Items of a list are not kept"
+
+def _rebuilt(storage:Tensor, offset:int, size:tuple, stride:tuple, *rest)->Tensor:
+    "A tensor in a storage, and no larger than that"
+    flat = storage.view(next((o for o in rest if isinstance(o, torch.dtype)), storage.dtype))
+    if math.prod(size) > len(flat):
+        raise pickle.UnpicklingError(f'a tensor of shape {list(size)} is larger than what is stored for it')
+    return flat.as_strided(size, stride, offset)
+
+# %% ../nbs/paper/02_clip.ipynb #2c216a13
+def _walk(file)->None:
+    """Go through a pickle without doing what it says: its lengths must be there, its memo no larger than
+    itself; then return to its start"""
+    start = file.tell()
+    for i,(op,arg,_) in enumerate(pickletools.genops(file)):
+        if op.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and arg > i:
+            raise pickle.UnpicklingError(f'it asks for a memo of {arg:,} places')
+    file.seek(start)
+
+class _Pickle(pickle.Unpickler):
+    """Reads the objects of a checkpoint: tensors, containers, and shells of settings; refuses all other
+    classes."""
+    def __init__(self, file, storage:Callable):
+        _walk(file)
+        super().__init__(file)
+        self.storage = storage
     def find_class(self, module:str, name:str):
-        "What a class of the archive becomes here; `UnpicklingError` for any but tensors and their containers"
-        if module.split('.')[0]=='__torch__': return _Node
+        """What a class becomes here, made afresh so that no pickle can change it for the next;
+        `UnpicklingError` for most"""
+        if module == 'torch._utils' and name in ('_rebuild_tensor_v2', '_rebuild_tensor_v3'):
+            return lambda *args: _rebuilt(*args)
+        if (module, name) == ('torch._utils', '_rebuild_parameter') or module == 'torch.jit._pickle':
+            return lambda o, *_: o
         if module == 'torch' and name.removesuffix('Storage') in _dtypes:
             return _dtypes[name.removesuffix('Storage')]
-        if (module, name) == ('torch._utils', '_rebuild_tensor_v2'):
-            return lambda s, offset, size, stride, *_: s.as_strided(size, stride, offset)
-        if (module,name)==('collections','OrderedDict'): return dict
-        if module=='torch.jit._pickle': return lambda o,*_: o
+        if (module,name)==('torch.storage','UntypedStorage'): return torch.uint8
+        if (module,name)==('torch','Size'): return tuple
+        if module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        top = module.split('.')[0]
+        if top == '__torch__' or top in _settings or name in _plain_types.get(module, ()):
+            return type(name, (_Shell,), {})
         raise pickle.UnpicklingError(f'{module}.{name} is no tensor')
     def persistent_load(self, pid:tuple)->Tensor:
         "One storage, as a flat tensor"
-        raw = bytearray(self.z.read(f'{self.top}data/{pid[2]}'))
-        return torch.frombuffer(raw, dtype=pid[1]) if raw else torch.empty(0, dtype=pid[1])
+        _,dtype,key,_,count,*_ = pid
+        return self.storage(dtype, key, count)
 
-def _archived(path:Path)->dict:
-    "The tensors of a TorchScript archive, by name."
-    def _flat(node, top=''):
-        for k,v in vars(node).items():
-            if isinstance(v, Tensor): yield top+k,v
-            elif isinstance(v, _Node): yield from _flat(v, f'{top}{k}.')
-    with zipfile.ZipFile(path) as z: return dict(_flat(_Archive(z).load()))
+# %% ../nbs/paper/02_clip.ipynb #ed6f7cdb
+def _check_zip(z:zipfile.ZipFile, size:int)->None:
+    """Refuse an archive that would unpack to more than tensors need: `torch.save` and TorchScript store them
+    as they are"""
+    unpacked = sum(m.file_size for m in z.infolist())
+    if unpacked > size + _most_pickle:
+        raise pickle.UnpicklingError(f'an archive of {size:,} bytes that unpacks to {unpacked:,}')
+
+def _zipped(file, size:int)->object:
+    "What `torch.save` wrote, or a TorchScript archive's attributes by name"
+    with zipfile.ZipFile(file) as z:
+        _check_zip(z, size)
+        names,kept = z.namelist(),{}
+        pickled = next((n for n in names if n.split('/')[-1]=='data.pkl'), None)
+        if pickled is None:
+            raise pickle.UnpicklingError(
+                'an archive without data.pkl' + ", as numpy's .npz" * any(n.endswith('.npy') for n in names))
+        if z.getinfo(pickled).file_size > _most_pickle:
+            raise pickle.UnpicklingError(f'a pickle of {z.getinfo(pickled).file_size:,} bytes')
+        top = pickled.removesuffix('data.pkl')
+        def _storage(dtype, key, _):
+            if key not in kept:
+                kept[key] = torch.frombuffer(
+                    bytearray(z.read(f'{top}data/{key}')) or bytearray(1), dtype=torch.uint8)
+            return kept[key][:z.getinfo(f'{top}data/{key}').file_size].view(dtype)
+        found = _Pickle(io.BytesIO(z.read(pickled)), _storage).load()
+        return dict(_attributes(found)) if f'{top}constants.pkl' in names else found
+
+def _attributes(node:_Shell, top:str=''):
+    "The tensors of a TorchScript module, by name"
+    for k,v in vars(node).items():
+        if isinstance(v, Tensor): yield top+k,v
+        elif isinstance(v, _Shell): yield from _attributes(v, f'{top}{k}.')
+
+# %% ../nbs/paper/02_clip.ipynb #f782f533
+def _legacy(file, size:int)->object:
+    "What `torch.save` wrote before PyTorch 1.6: pickles one after the other, then the bytes of all storages"
+    def _nothing(*_): raise pickle.UnpicklingError('a tensor out of place')
+    if _Pickle(file, _nothing).load() != 0x1950A86A20F9469CFC6C:
+        raise pickle.UnpicklingError('neither an archive nor a pickle of PyTorch')
+    for _ in range(2): _Pickle(file, _nothing).load()
+    kept = {}
+    def _storage(dtype, key, count):
+        if key not in kept:
+            if not 0 <= count * dtype.itemsize <= size - sum(len(o) for o in kept.values()):
+                raise pickle.UnpicklingError(f'it asks for {count:,} numbers')
+            kept[key] = torch.empty(count*dtype.itemsize, dtype=torch.uint8)
+        return kept[key].view(dtype)
+    found = _Pickle(file, _storage).load()
+    for key in _Pickle(file, _nothing).load():
+        file.read(8)
+        if file.readinto(kept[key].numpy())!=len(kept[key]): raise EOFError('it ends too early')
+    return found
 
 # %% ../nbs/paper/02_clip.ipynb #516e35db
+def _raw_weights(path:Path)->object:
+    "What a file of weights holds, of whatever shape; `BadData` for what cannot be read as tensors"
+    try:
+        with open_file(path, _most_bytes) as (f, size):
+            head = f.read(9)
+            f.seek(0)
+            if path.suffix=='.safetensors' or head[8:]==b'{': return load_file(path)
+            return _zipped(f, size) if head[:4]==b'PK\3\4' else _legacy(f, size)
+    except BadData: raise
+    except Exception as e:
+        why = str(e).splitlines()[0][:160] if str(e) else type(e).__name__
+        raise BadData(f'weights {str(path)!r}: not readable as safetensors, TorchScript or tensors of'
+                      f' torch.save: {why}') from e
+
+_inside = ('state_dict','model','model_state_dict','module','net','weights')
+
+def _state(found:object, who:str)->dict:
+    "The tensors of a checkpoint, wherever it keeps them"
+    while isinstance(found, dict) and any(isinstance(found.get(k), dict) for k in _inside):
+        name = next(k for k in _inside if isinstance(found.get(k), dict))
+        others = [
+            str(k)
+            for k, v in found.items()
+            if k != name and isinstance(v, dict) and any(isinstance(o, Tensor) for o in v.values())]
+        if others:
+            warnings.warn(f'{who}: {name!r} is read, {", ".join(map(repr, others))} beside it is left out')
+        found = found[name]
+    if not isinstance(found, dict):
+        raise BadData(f'{who}: holds a {type(found).__name__}; expected tensors by name')
+    tensors = {k: v for k,v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if not tensors:
+        raise BadData(
+            f'{who}: no tensors by name, only'
+            f' {", ".join(repr(str(k))[:40] for k in list(found)[:8]) or "nothing"}')
+    return tensors
+
+# %% ../nbs/paper/02_clip.ipynb #81efe55d
 _openai_keys = ('input_resolution','context_length','vocab_size')
 
-def _is_jit(path:Path)->bool:
-    if not zipfile.is_zipfile(path): return False
-    with zipfile.ZipFile(path) as z: return any(n.endswith('constants.pkl') for n in z.namelist())
+def _bare(sd:dict, who:str)->dict:
+    "The tensors of the one model, without what wrappers put before its names"
+    sd = {k.replace('_orig_mod.', ''): v for k,v in sd.items()}
+    tops = sorted({k.removesuffix('logit_scale') for k in sd if f'.{k}'.endswith('.logit_scale')})
+    if len(tops) > 1:
+        raise BadData(f'{who}: {len(tops)} models, under {", ".join(map(repr, tops))}; expected one')
+    if not tops: return sd
+    left = [k for k in sd if not k.startswith(tops[0])]
+    if left:
+        warnings.warn(
+            f'{who}: {len(left)} tensors that are not under {tops[0]!r} are left out, as {left[0]!r}')
+    return {k.removeprefix(tops[0]): v for k,v in sd.items() if k.startswith(tops[0])}
 
 def _read_weights(path:Path)->tuple[dict,bool]:
     "The tensors in a file, and whether it is in OpenAI's format."
-    try:
-        if path.suffix=='.safetensors':sd = load_file(path)
-        elif _is_jit(path):sd = _archived(path)
-        else: sd = torch.load(path, map_location='cpu', weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as e:
-        raise BadData(
-            f'weights {str(path)!r}: not readable as safetensors, TorchScript or a plain state dict'
-            f' ({str(e).splitlines()[0][:100] if str(e) else type(e).__name__})') from e
-    sd = sd.get('state_dict', sd)
-    sd = {k.removeprefix('module.'):v for k,v in sd.items()}
+    who = f'weights {str(path)!r}'
+    sd = _state(_raw_weights(path), who)
+    asked,size = sum(v.numel()*v.element_size() for v in sd.values()),path.stat().st_size
+    if asked > 2 * size + _most_pickle:
+        raise BadData(f'{who}: tensors of {asked:,} bytes in a file of {size:,}; expected each stored once')
+    sd = _bare(sd, who)
     return {k: v for k, v in sd.items() if k not in (*_openai_keys, 'attn_mask')}, any(
         k in sd for k in _openai_keys)
 
+# %% ../nbs/paper/02_clip.ipynb #fdf02e8b
+_hf_names = {
+    r'^text_model[.]embeddings[.](token_embedding[.])': r'\1',
+    r'^text_model[.]embeddings[.]position_embedding[.]weight': 'positional_embedding',
+    r'^text_model[.]final_layer_norm': 'ln_final', r'^text_model[.]encoder[.]layers': 'transformer.resblocks',
+    r'^text_projection[.]weight': 'text_projection',
+    r'^vision_model[.]embeddings[.](class_embedding)': r'visual.\1',
+    r'^vision_model[.]embeddings[.]patch_embedding': 'visual.conv1',
+    r'^vision_model[.]embeddings[.]position_embedding[.]weight': 'visual.positional_embedding',
+    r'^vision_model[.]pre_layrnorm': 'visual.ln_pre', r'^vision_model[.]post_layernorm': 'visual.ln_post',
+    r'^vision_model[.]encoder[.]layers': 'visual.transformer.resblocks',
+    r'^visual_projection[.]weight': 'visual.proj', r'[.]self_attn[.]': '.attn.',
+    r'[.]layer_norm([12])': r'.ln_\1', r'[.]mlp[.]fc1': '.mlp.c_fc', r'[.]mlp[.]fc2': '.mlp.c_proj'}
+
+def _from_hugging_face(sd:dict)->dict:
+    "Hugging Face's names and pieces of CLIP as open_clip's"
+    out,thirds = {},{}
+    for k,v in sd.items():
+        for pattern,name in _hf_names.items(): k = re.sub(pattern, name, k)
+        third = re.fullmatch(r'(.*)[.]([qkv])_proj[.](weight|bias)', k)
+        if third: thirds.setdefault(f'{third[1]}.in_proj_{third[3]}', {})[third[2]] = v
+        elif not k.endswith('position_ids'): out[k] = v.T if k in ('text_projection','visual.proj') else v
+    return out | {k: torch.cat([qkv[o] for o in 'qkv']) for k,qkv in thirds.items()}
+
+# %% ../nbs/paper/02_clip.ipynb #8921e0cd
+_formats = {'vision_model[.]head[.]|text_model[.]head[.]': "Hugging Face's SigLIP",
+            '(vision|text)_model[.]': "Hugging Face's CLIP", '.*lora_': 'LoRA pieces without the model',
+            'prompt_learner[.]|ctx$': "CoOp's prompts", 'image_encoder[.]': "MobileCLIP's own",
+            'visual_encoder[.]|text_encoder[.]': 'BLIP or ALBEF', 'params/': "big_vision's",
+            'visual[.]trunk[.]|text[.]': "open_clip's CustomTextCLIP",
+            'visual[.]|transformer[.]resblocks[.]': "open_clip's or OpenAI's CLIP",
+            'layer[1-4][.]|fc[.]': 'an image classifier, a ResNet',
+            'blocks[.]|patch_embed[.]|cls_token': 'an image tower alone, as of timm or DINO',
+            'encoder[.]layer|embeddings[.]': 'a text tower alone, as of BERT'}
+
+def _looks_like(names)->str:
+    "What is in a file, by its names: a few of them, and the format that has such names"
+    kind = next((kind for pattern,kind in _formats.items() if any(re.match(pattern, n) for n in names)), None)
+    return f'{len(names)} tensors, as {", ".join(map(repr, list(names)[:3]))}' + (
+        f', which looks like {kind}' if kind else '')
+
 # %% ../nbs/paper/02_clip.ipynb #fabb8b86
-def _load_file(model:nn.Module, name:str, path:Path)->None:
-    sd,openai = _read_weights(path)
-    if openai: _check_gelu(name, True, f"{path.name!r} (OpenAI's format)")
+def _hf_activation(path:Path, name:str)->None:
+    """Refuse weights in Hugging Face's names whose config.json says another activation; warn where there is
+    none to ask"""
+    config = path.parent/'config.json'
+    if not config.is_file():
+        return warnings.warn(
+            f'weights {str(path)!r}: no config.json beside them to say whether they were trained with'
+            ' QuickGELU, as OpenAI\'s were')
+    text = read_json(config, dict[str,Plain], 2**20).get('text_config')
+    act = text.get('hidden_act', 'quick_gelu') if isinstance(text, dict) else 'quick_gelu'
+    _check_gelu(name, act=='quick_gelu', f"{path.name!r} (hidden_act {act!r} in config.json)")
+
+def _renamed(model:nn.Module, sd:dict)->dict:
+    "The tensors under the names that `model` has for them"
+    if any(k.startswith(('vision_model.','text_model.')) for k in sd): sd = _from_hugging_face(sd)
     sd = convert_state_dict(model, sd)
-    if 'positional_embedding' in sd and not hasattr(model, 'positional_embedding'): sd = convert_to_custom_text_state_dict(sd)
-    if 'logit_scale' in sd: sd['logit_scale'] = sd['logit_scale'].reshape(model.logit_scale.shape)
-    try: model.load_state_dict(sd)
-    except RuntimeError as e:
-        first = [l.strip() for l in str(e).splitlines()[1:2]]
-        raise BadData(f'weights {str(path)!r}: not those of model {name!r}: {" ".join(first)[:300]}') from e
+    if 'positional_embedding' in sd and not hasattr(model, 'positional_embedding'):
+        sd = convert_to_custom_text_state_dict(sd)
+    own,odd = model.state_dict(),'text.transformer.embeddings.position_ids'
+    if odd not in own: sd.pop(odd, None)
+    if 'logit_bias' in own: sd.setdefault('logit_bias', torch.zeros(()))
+    return sd | {
+        k: sd[k].reshape(own[k].shape)
+        for k in ('logit_scale', 'logit_bias')
+        if k in own and k in sd and sd[k].numel() == 1}
+
+# %% ../nbs/paper/02_clip.ipynb #85bf4dde
+def _load_file(model:nn.Module, name:str, path:Path, resize:bool=False)->None:
+    found,openai = _read_weights(path)
+    if openai: _check_gelu(name, True, f"{path.name!r} (OpenAI's format)")
+    if any(k.startswith('text_model.encoder.') for k in found): _hf_activation(path, name)
+    try:
+        sd = _renamed(model, dict(found))
+        whole = [
+            k
+            for k, v in model.state_dict().items()
+            if k in sd and v.is_floating_point() != sd[k].is_floating_point()]
+        if whole: raise RuntimeError(f'\n{whole[0]} is of {sd[whole[0]].dtype}')
+        if resize: resize_pos_embed(sd, model)
+        if resize: resize_text_pos_embed(sd, model)
+        model.load_state_dict(sd)
+    except (RuntimeError, KeyError, IndexError, ValueError, AttributeError) as e:
+        first = ' '.join(str(e).splitlines()[1:2] or [f'{type(e).__name__} at {e}']).strip()
+        raise BadData(
+            f'weights {str(path)!r}: not those of model {name!r}: {first[:300]}; found {_looks_like(found)}'
+        ) from e
 
 # %% ../nbs/paper/02_clip.ipynb #c9fcebc3
 def _source(model:str, pretrained:str|None)->tuple[str|None,Path|None]:
@@ -188,78 +384,258 @@ def _source(model:str, pretrained:str|None)->tuple[str|None,Path|None]:
         f'pretrained {pretrained!r}: neither a file nor a tag of model {model!r}; its tags:'
         f' {", ".join(list_pretrained_tags_by_model(model)) or "none"}')
 
-# %% ../nbs/paper/02_clip.ipynb #97411012
-def _check_offline(model:str, tag:str|None)->None:
-    "Refuse an architecture whose text tower or tokenizer would have to be fetched though no tag was named."
-    text = open_clip.get_model_config(model)['text_cfg']
-    for k in ('hf_model_name','hf_tokenizer_name'):
-        if text.get(k) and not tag:
-            raise BadData(
-                f'model {model!r}: its {k} {text[k]!r} would be fetched from the network; name one of its'
-                ' pretrained tags to allow that')
+# %% ../nbs/paper/02_clip.ipynb #feb23db1
+_Kinds = TypedDict(
+    '_Kinds',
+    dict(
+        model_cfg=TypedDict(
+            '_Model', dict(embed_dim=int, vision_cfg=dict[str, Plain], text_cfg=dict[str, Plain]))))
+_Pixels = TypedDict(
+    '_Pixels',
+    dict(size=int | list[int], mode=Literal['RGB'], mean=list[float], std=list[float],
+         fill_color=int | list[int], interpolation=Literal['bicubic', 'bilinear', 'random'],
+         resize_mode=Literal['shortest', 'longest', 'squash']),
+    total=False)
+_depth = 2**9 # Most layers of a tower
 
-def _unfetched(e:Exception, who:str)->BadData:
-    "What to do where weights or a tokenizer could not be had; the reason is that of the innermost exception."
+def _too_deep(cfg:dict)->str:
+    "The first number of layers in a configuration that no model has; empty if there is none"
+    for k,v in cfg.items():
+        inner = _too_deep(v) if isinstance(v, dict) else ''
+        many = 'layer' in k and any(
+            isinstance(n, int) and n > _depth for n in (v if isinstance(v, list) else [v]))
+        if inner or many: return inner or f'{k}={v}'
+    return ''
+
+# %% ../nbs/paper/02_clip.ipynb #53743b4f
+def _read_config(path:Path)->dict:
+    "An open_clip_config.json: `model_cfg`, and `preprocess_cfg` with what open_clip knows"
+    cfg = read_json(path, dict[str,Plain], 2**20)
+    as_kind(cfg, _Kinds, path)
+    if _too_deep(cfg): raise BadData(f'{path}: {_too_deep(cfg)[:80]}; expected at most {_depth} layers')
+    return cfg
+
+def _pixels_cfg(folder:Path|None)->dict:
+    "Preprocessing that the open_clip_config.json in a folder asks for; empty where there is none"
+    path = folder and folder/'open_clip_config.json'
+    if not path or not path.is_file(): return {}
+    cfg = as_kind(
+        read_json(path, dict[str, Plain], 2**20).get('preprocess_cfg', {}), _Pixels, f'{path}, preprocess_cfg'
+    )
+    for k in ('mean','std'):
+        if k in cfg and (len(cfg[k]) != 3 or (k == 'std' and min(cfg[k]) <= 0)):
+            raise BadData(f'{path}: {k}={cfg[k]}; expected 3 numbers, and no deviation of 0')
+    size = cfg.get('size', 224)
+    sides = size if isinstance(size, list) else [size]
+    if not 1 <= len(sides) <= 2 or not all(0 < s <= 2**12 for s in sides):
+        raise BadData(f'{path}: size={size}; expected 1 to {2**12} pixels')
+    return cfg
+
+# %% ../nbs/paper/02_clip.ipynb #c4e88985
+_weight_names = ('open_clip_model.safetensors', 'open_clip_pytorch_model.safetensors',
+                 'open_clip_pytorch_model.bin', 'open_clip_pytorch_model.pth', 'model.safetensors',
+                 'pytorch_model.bin', 'pytorch_model.pth', 'model.pth')
+
+def _weights_in(folder:Path)->Path:
+    "The file of weights in a model folder: one of open_clip's names, or the only one"
+    found = sorted(p for p in folder.iterdir() if p.suffix in ('.safetensors','.bin','.pth','.pt'))
+    known = sorted((p for p in found if p.name in _weight_names), key=lambda p: _weight_names.index(p.name))
+    if not found:
+        raise BadData(f'model folder {str(folder)!r}: no weights; expected open_clip_model.safetensors')
+    if not known and len(found) > 1:
+        raise BadData(
+            f'model folder {str(folder)!r}: {", ".join(p.name for p in found[:5])}; expected one file of'
+            ' weights, or open_clip_model.safetensors')
+    return (known or found)[0]
+
+_tokenizer_files = ('tokenizer.json','vocab.txt','spiece.model','sentencepiece.bpe.model','tokenizer.model')
+
+def _local(name:str, folder:Path|None, files:tuple)->Path|None:
+    "The folder on this machine that `name` means and that has one of `files`; None where there is none"
+    places = [Path(name)] if folder is None else [Path(name), folder/name, folder]
+    if files is _tokenizer_files: places = places[-1:]+places[:-1] # Where open_clip looks
+    return next((p for p in places if any((p/f).is_file() for f in files)), None)
+
+# %% ../nbs/paper/02_clip.ipynb #1b101278
+_tokenizer_options = {'clean','strip_sep_token','language'}
+
+def _check_parts(cfg:dict, who:str)->None:
+    "Refuse what a configuration could have run or fetched"
+    odd = sorted((cfg['text_cfg'].get('tokenizer_kwargs') or {}).keys() - _tokenizer_options)
+    if odd:
+        raise BadData(
+            f'{who}: tokenizer_kwargs has {odd[0]!r}; expected {", ".join(sorted(_tokenizer_options))} alone')
+    timm_name = str(cfg['vision_cfg'].get('timm_model_name') or '')
+    if ':' in timm_name or '/' in timm_name:
+        raise BadData(
+            f"{who}: timm_model_name {timm_name!r} would be fetched or read elsewhere; expected a name of"
+            " timm's own")
+
+def _check_code(folder:Path, file:str, who:str)->dict:
+    "What a file of Hugging Face's says; refuse one that names code to run"
+    said = read_json(folder/file, dict[str,Plain], 2**24) if (folder/file).is_file() else {}
+    if 'auto_map' in said:
+        raise BadData(
+            f'{who}: {folder/file} names code of its own (auto_map), which is not run; expected a kind that'
+            ' transformers has')
+    return said
+
+# %% ../nbs/paper/02_clip.ipynb #b6ab83e3
+def _parts(where:str, folder:Path|None, tag:str|None)->tuple[dict,Path|None]:
+    """What of the text tower's configuration changes here, and where its tokenizer is; refuse what would be
+    fetched though no tag was named"""
+    cfg,changes = open_clip.get_model_config(where),{}
+    who,text = f'model {where!r}',cfg['text_cfg']
+    _check_parts(cfg, who)
+    needs = dict(hf_model_name=('config.json',), hf_tokenizer_name=_tokenizer_files)
+    at = {k: _local(str(text[k]), folder, files) for k,files in needs.items() if text.get(k)}
+    # Whose vocabulary open_clip fetches by the name of the model
+    if not at and folder is None and 'siglip' in where.lower(): at = dict(hf_tokenizer_name=None)
+    for k,path in at.items():
+        if path is None and not tag:
+            raise BadData(
+                f'{who}: its {k} {text.get(k, "for SigLIP")!r} would be fetched from the network;'
+                f' {_instead(folder, needs[k][0])}')
+    if at.get('hf_model_name'):
+        kind = _check_code(at['hf_model_name'], 'config.json', who)
+        if _too_deep(kind):
+            raise BadData(f'{who}: {_too_deep(kind)[:80]} in config.json; expected at most {_depth} layers')
+        if kind.get('model_type') not in arch_dict:
+            raise BadData(
+                f"{who}: config.json is of model_type {kind.get('model_type')!r}; expected a text tower,"
+                f" {', '.join(arch_dict)}")
+        changes = text | dict(hf_model_name=str(at['hf_model_name']), hf_model_pretrained=False)
+    return changes,at.get('hf_tokenizer_name')
+
+def _instead(folder:Path|None, file:str)->str:
+    return (
+        f"put its {file} into the folder"
+        if folder
+        else 'name one of its pretrained tags to allow that, or give a folder that has everything')
+
+# %% ../nbs/paper/02_clip.ipynb #97411012
+def _unbuilt(e:Exception, who:str, fetches:bool)->BadData:
+    """What to do where a model could not be built or fetched; of what was fetched the reason is that of the
+    innermost exception"""
+    if not fetches or not (isinstance(e, OSError) or 'ownload' in str(e)):
+        return BadData(f'{who}: {str(e)[:300] or type(e).__name__}')
     while e.__cause__ or e.__context__: e = e.__cause__ or e.__context__
     return BadData(
         f'{who}: cannot be fetched or read ({" ".join(str(e).split())[:200]}); expected a network the first'
         ' time, or a file of weights as `pretrained`')
 
-def _beside(path:Path|None)->dict:
-    "Preprocessing that a configuration beside a file of weights asks for."
-    config = path.parent/'open_clip_config.json' if path else None
-    if not config or not config.is_file(): return {}
-    return json.loads(config.read_text(encoding='utf8')).get('preprocess_cfg', {})
+def _need_transformers(who:str)->None:
+    try: import transformers
+    except ImportError as e:
+        raise BadData(
+            f"{who}: its tokenizer or its text tower is of Hugging Face's transformers, which is not there"
+            f" ({e}); pip install '.[hf]'") from e
+
+def _tokenizer(where:str, path:Path|None, who:str)->Callable:
+    "The tokenizer of an architecture: from `path`, or as open_clip finds it"
+    text = open_clip.get_model_config(where)['text_cfg']
+    if path or text.get('hf_tokenizer_name') or 'siglip' in where.lower(): _need_transformers(who)
+    if path is None: return open_clip.get_tokenizer(where)
+    _check_code(path, 'tokenizer_config.json', who)
+    options = dict(context_length=text.get('context_length', 77), tokenizer_mode=text.get('tokenizer_mode'),
+                   **(text.get('tokenizer_kwargs') or {}))
+    return HFTokenizer(str(path), local_files_only=True, trust_remote_code=False, **options)
+
+def _net(where:str, tag:str|None, changes:dict, weights:Path|None, pixels:dict)->nn.Module:
+    """The model, with random weights or those of a tag; first as a shape without memory where `weights`, in a
+    model's folder, say how large it may be"""
+    own = dict(text_cfg=changes) if changes else {}
+    def _make(device):
+        return open_clip.create_model(where, tag, load_weights=weights is None, pretrained_text=False,
+                                      force_preprocess_cfg=pixels, device=device, **own)
+
+    if weights:
+        with torch.device('meta'): shape = _make('meta')
+        asked,size = sum(p.numel() for p in (*shape.parameters(),*shape.buffers())),weights.stat().st_size
+        if asked > 4 * size + 2**24:
+            raise BadData(
+                f'model {where!r}: has {asked:,} numbers, and its weights {size:,} bytes; expected a'
+                ' configuration of these weights')
+    return _make('cpu').float()
 
 # %% ../nbs/paper/02_clip.ipynb #c9b78df5
 def load_clip(
-    # A name of open_clip's (`'RN50-quickgelu'`), or a folder with open_clip_config.json and weights
+    # A name of open_clip's (`'RN50-quickgelu'`), or a folder: open_clip_config.json, weights, tokenizer.json
     model:str,
-    pretrained:str|None=None, # A tag of open_clip's, which may be fetched, or a file: open_clip's or OpenAI's format, safetensors; random weights if None
+    # A tag of open_clip's, which may be fetched, or a file of weights; random weights if None
+    pretrained:str|None=None,
     device:str|torch.device='cpu', # Where the model goes
 )->FrozenCLIP: # Frozen and in eval mode, with its tokenizer and its preprocessing
     """A CLIP model from open_clip's zoo, a file or a folder; raises `BadData` for names, files and
     activations that do not belong together."""
     folder = _folder(model)
     if folder and pretrained:
-        raise BadData(
-            f'model folder {str(folder)!r}: has its own weights; expected no `pretrained`, got {pretrained!r}'
-        )
+        raise BadData(f'model folder {str(folder)!r}: has its own weights; expected no `pretrained`,'
+                      f' got {pretrained!r}')
     where = f'local-dir:{folder}' if folder else model
-    tag,file = (None,None) if folder or model.startswith('hf-hub:') else _source(model, pretrained)
-    if not model.startswith('hf-hub:'): _check_offline(where, tag)
+    who,hub = f'model {model!r}',model.startswith('hf-hub:')
+    tag,file = (None,_weights_in(folder)) if folder else (None,None) if hub else _source(model, pretrained)
+    if folder: _read_config(folder/'open_clip_config.json')
+    beside = file.parent if file else None
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            tokenizer, net = open_clip.get_tokenizer(where), open_clip.create_model(
-                where, tag, pretrained_text=False, force_preprocess_cfg=_beside(file))
-        except ImportError as e:
-            raise BadData(
-                f'model {model!r}: its tokenizer or a tower needs a package that is not installed: {e}; for'
-                ' Hugging Face models, pip install transformers') from e
-        except (OSError, RuntimeError) as e:
-            who = f'model {model!r}' + (f', weights {tag!r}' if tag else '')
-            raise (
-                _unfetched(e, who)
-                if isinstance(e, OSError) or 'ownload' in str(e)
-                else BadData(f'{who}: {str(e)[:300]}')) from e
-    if file: _load_file(net, model, file)
+            changes,words = _parts(where, folder or beside, tag or ('any' if hub else None))
+            if changes: _need_transformers(who)
+            tokenizer = _tokenizer(where, words, who)
+            net = _net(where, tag, changes, file if folder else None, _pixels_cfg(beside))
+        except BadData: raise
+        except Exception as e:
+            raise _unbuilt(e, who + (f', weights {tag!r}' if tag else ''), bool(tag or hub)) from e
+    if file: _load_file(net, where if folder else model, file, resize=folder is not None)
     preprocess = image_transform_v2(PreprocessCfg(**net.visual.preprocess_cfg), is_train=False)
-    return FrozenCLIP(
-        _as_clip(net).to(device), tokenizer, preprocess, folder.resolve().name if folder else model)
+    return FrozenCLIP(net.to(device), tokenizer, preprocess, folder.resolve().name if folder else model)
 
 # %% ../nbs/paper/02_clip.ipynb #6e345dd8
-def _strip(ids:list[int], pad:int)->list[int]:
-    while ids and ids[-1]==pad: ids = ids[:-1]
-    return ids
+@dataclass(frozen=True)
+class _Frame:
+    "What a tokenizer puts around a text, and how long its rows are"
+    start:list # Ids before the text
+    end:list # Ids after it
+    pad:int # Id that fills the row up
+    tail:list # Ids at the end of every row, behind the padding
+    length:int # Ids of a row, L
+    def content(self,
+        row:list, # One row of ids
+    )->list: # The ids of the text alone
+        "A row without what is put around the text."
+        row = row[len(self.start):len(row)-len(self.tail)]
+        while row and row[-1]==self.pad: row = row[:-1]
+        return row[:len(row)-len(self.end)] if self.end and row[-len(self.end):]==self.end else row
+    def row(self,
+        ids:list, # Ids of a text
+    )->list: # L ids
+        "A text's whole row."
+        row = [*self.start, *ids, *self.end]
+        return row + [self.pad]*(self.length-len(row)-len(self.tail)) + self.tail
+    def is_full(self,
+        ids:list, # Ids of a text
+    )->bool: # Was it cut, or nearly?
+        "Does a text leave no room for one more token?"
+        return len(self.start)+len(ids)+len(self.end)+len(self.tail)>=self.length
 
-def _frame(tokenizer)->tuple[list[int],list[int],int]:
-    "What a tokenizer puts before and after a text, and what it pads with."
-    empty,full = (r.tolist() for r in tokenizer(['','x']))
-    pad = empty[-1]
-    empty,full = _strip(empty, pad),_strip(full, pad)
-    n = next((i for i,(a,b) in enumerate(zip(empty, full)) if a!=b), len(empty))
-    return empty[:n],empty[n:],pad
+# %% ../nbs/paper/02_clip.ipynb #4cca63fa
+def _frame(tokenizer:Callable)->_Frame:
+    "Find out what a tokenizer puts around a text, by asking it"
+    empty,one,two = (r.tolist() for r in tokenizer(['','x','x x']))
+    tail = empty[-1:] if empty[-1]!=empty[-2] and empty[-1]==one[-1] else []
+    n = len(empty)-len(tail)
+    bare = _Frame([], [], empty[n-1], tail, len(empty))
+    e,o = bare.content(empty),bare.content(one)
+    start = e[:next((i for i,(a,b) in enumerate(zip(e, o)) if a!=b), len(e))]
+    end = e[len(start):]
+    if not end: end = [bare.pad]*(n-len(bare.content(tokenizer(['x '*n])[0].tolist())))
+    frame = _Frame(start, end, bare.pad, tail, len(empty))
+    if frame.row(frame.content(two)) != two:
+        raise BadData(
+            f'the tokenizer makes {two[:3]} ... {two[-3:]} of a short text: expected padding at the end of a'
+            ' row alone')
+    return frame
 
 # %% ../nbs/paper/02_clip.ipynb #8db80f73
 class ClassTokens:
@@ -276,43 +652,59 @@ class ClassTokens:
             raise ValueError(f"position {position!r}: expected 'end', 'middle' or 'front'")
         if n_ctx<1: raise ValueError(f'n_ctx {n_ctx}: expected at least one context token')
         self.classnames,self.n_ctx,self.position = tuple(classnames),n_ctx,position
-        self.context_length = clip.tokenizer(['']).shape[1]
-        self.start,self.end,self.pad = _frame(clip.tokenizer)
-        self.filler = self._names(clip.tokenizer, ['x'])[0][0]
-        self.n_shared = dict(end=n_ctx, middle=n_ctx//2, front=0)[position]
+        self.frame = _frame(clip.tokenizer)
+        self.context_length, self.start, self.end, self.pad = (
+            self.frame.length, self.frame.start, self.frame.end, self.frame.pad)
+        self.lead = self._ids(clip.tokenizer, ['x'])[0]
+        self.filler,self.n_shared = self.lead[0],dict(end=n_ctx, middle=n_ctx//2, front=0)[position]
         names = [clean_name(n) for n in self.classnames]
         full,bare = self._names(clip.tokenizer, [f'{n}.' for n in names]),self._names(clip.tokenizer, names)
-        self.own = [self._own(*o) for o in zip(self.classnames, full, bare)]
+        for o in zip(self.classnames, full, bare): self._check(*o)
+        self.own = [self._own(*o) for o in zip(full, bare)]
         self.lengths = torch.tensor([len(o) for o in self.own])
 
 # %% ../nbs/paper/02_clip.ipynb #761ea3fe
 @patch
-def _names(self:ClassTokens, tokenizer, texts:list[str])->list[list[int]]:
-    n,e = len(self.start),len(self.end)
-    rows = [_strip(r, self.pad) for r in tokenizer(texts).tolist()]
-    return [r[n:len(r)-e] for r in rows]
+def _ids(self: ClassTokens, tokenizer, texts: list[str]) -> list[list[int]]:
+    return [self.frame.content(r) for r in tokenizer(texts).tolist()]
+
 
 @patch
-def _own(self:ClassTokens, name:str, full:list[int], bare:list[int])->list[int]:
-    "What follows the shared tokens: the name's ids, the end's first, and -1 where a context token stands."
-    shown, room = (repr(name if len(name) <= 60 else f'{name[:60]}... ({len(name)} characters)'),
-                   self.context_length - len(self.start) - len(self.end) - self.n_ctx)
+def _names(self:ClassTokens, tokenizer, texts:list[str])->list[list[int]]:
+    """Ids of texts where they stand: first in `front`, behind other words elsewhere, where some tokenizers
+    cut them otherwise"""
+    alone,n = self._ids(tokenizer, texts),len(self.lead)
+    if self.position=='front': return alone
+    behind = self._ids(tokenizer, [f'x {t}' for t in texts])
+    fits = [b[:n]==self.lead and not self.frame.is_full(b) for b in behind]
+    return [b[n:] if ok else a for a,b,ok in zip(alone, behind, fits)]
+
+@patch
+def _check(self:ClassTokens, name:str, full:list[int], bare:list[int])->None:
+    "Refuse a name that is empty or too long for the model"
+    shown = repr(name if len(name)<=60 else f'{name[:60]}... ({len(name)} characters)')
+    room = self.context_length-sum(map(len, (self.start,self.end,self.frame.tail)))-self.n_ctx
     if not bare: raise BadData(f'class {shown}: no tokens; expected a name with a letter or a sign in it')
-    if len(full) > room:
-        raise BadData(
-            f'class {shown}:'
-            f' {"at least " if len(full)+len(self.start)+len(self.end)>=self.context_length else ""}{len(full)}'
-            f' tokens with the full stop, but {self.n_ctx} context tokens leave room for {max(room,0)} of the'
-            f' context length {self.context_length}')
+    if len(full)<=room: return
+    least = 'at least ' if self.frame.is_full(full) else ''
+    raise BadData(
+        f'class {shown}: {least}{len(full)} tokens with the full stop, but {self.n_ctx} context tokens leave'
+        f' room for {max(room,0)} of the context length {self.context_length}')
+
+@patch
+def _own(self:ClassTokens, full:list[int], bare:list[int])->list[int]:
+    "What follows the shared tokens: the name's ids, the end's first, and -1 where a context token stands."
     n = 0 if self.position=='end' else len(bare)
     return full[:n] + [-1]*(self.n_ctx-self.n_shared) + full[n:] + self.end[:1]
 
 # %% ../nbs/paper/02_clip.ipynb #bec57f8b
 @patch
-def whole(self:ClassTokens)->tuple[Int64[Tensor,'K L'],Int64[Tensor,'K T']]: # Padded rows of ids, with a filler in the place of the context, and these places
+def whole(self:ClassTokens,
+)->tuple[Int64[Tensor,'K L'],Int64[Tensor,'K T']]: # Padded rows, a filler for the context, and its places
     "The prompts as a plain model reads them: the whole context length, class by class."
     rows = [self.start + [-1]*self.n_shared + o + self.end[1:] for o in self.own]
-    rows = torch.tensor([r + [self.pad]*(self.context_length-len(r)) for r in rows])
+    tail = self.frame.tail
+    rows = torch.tensor([r + [self.pad]*(self.context_length-len(r)-len(tail)) + tail for r in rows])
     slots = (rows==-1).nonzero()[:,1].reshape(len(rows), self.n_ctx)
     return rows.masked_fill(rows==-1, self.filler),slots
 
@@ -327,10 +719,8 @@ def word_ctx(
     words:str, # Text that the context starts from, as `'a photo of a'`
 )->Float[Tensor,'T w']: # Embeddings of its tokens
     "Context vectors that say `words`."
-    start,end,pad = _frame(clip.tokenizer)
-    ids = _strip(clip.tokenizer([words])[0].tolist(), pad)
-    ids = ids[len(start):len(ids)-len(end)]
-    return _embedding(clip.model).weight[torch.tensor(ids, device=clip.device)].detach().clone()
+    ids = _frame(clip.tokenizer).content(clip.tokenizer([words])[0].tolist())
+    with torch.no_grad(): return clip.embedding(torch.tensor(ids, device=clip.device)).clone()
 
 # %% ../nbs/paper/02_clip.ipynb #c197289e
 class _Layer(nn.Module):
@@ -397,9 +787,9 @@ def _table(node:Tensor, n_nodes:int, extra:int)->_Table:
     return _Table(item, slot, torch.arange(n_nodes).repeat_interleave(rows))
 
 # %% ../nbs/paper/02_clip.ipynb #4f319ecc
-def _obstacle(model:nn.Module, tokens:ClassTokens)->str:
+def _obstacle(clip:FrozenCLIP, tokens:ClassTokens)->str:
     "Why the prefix cannot be shared in this model; empty if it can."
-    t = _text(model)
+    t = clip.text_tower
     if not isinstance(t, (CLIP, TextTransformer)): return f'a foreign text tower ({type(t).__name__})'
     blocks,mask = t.transformer.resblocks,t.attn_mask
     if mask is None or not mask.equal(torch.full_like(mask, -math.inf).triu(1)):
@@ -410,8 +800,8 @@ def _obstacle(model:nn.Module, tokens:ClassTokens)->str:
     pool,eos = (getattr(t, f'text_{k}', None) or getattr(t, k, None) for k in ('pool_type','eos_id'))
     rows = tokens.whole()[0]
     read = rows.argmax(1) if pool=='argmax' else (rows==eos).int().argmax(1) if pool=='eos' else None
-    if len(tokens.start) != 1 or read is None or not read.equal(tokens.last):
-        return 'the feature is not read at the end token'
+    if len(tokens.start)!=1: return f'{len(tokens.start)} start tokens'
+    if read is None or not read.equal(tokens.last): return 'the feature is not read at the end token'
     return ''
 
 # %% ../nbs/paper/02_clip.ipynb #778b4991
@@ -436,7 +826,8 @@ class PromptTower(nn.Module):
         classnames:Sequence[str], # K class names
         n_ctx:int=16, # Context tokens, T
         position:str='end', # Where the name stands: `end`, `middle` or `front`
-        dtype:torch.dtype|None=None, # Compute type of the tower; as the image tower's if None: fp32 on a CPU, bf16 on a GPU with units for it
+        # Compute type; as the image tower's if None: fp32 on a CPU, bf16 on a GPU with units for it
+        dtype:torch.dtype|None=None,
         chunk:int|None=None, # Most pairs at a time
         recompute:bool=False, # Forget a chunk's activations, and compute them again in the backward pass
         whole:bool=False, # Take the plain path through `encode_text`, whatever the model
@@ -446,8 +837,8 @@ class PromptTower(nn.Module):
         self.n_ctx,self.chunk,self.recompute = n_ctx,chunk,recompute
         self.tokens = ClassTokens(clip, classnames, n_ctx, position)
         self.classnames,self.position = self.tokens.classnames,position
-        self.width,self.dtype = _embedding(clip.model).embedding_dim,dtype or clip.precision
-        self.obstacle = 'asked for' if whole else _obstacle(clip.model, self.tokens)
+        self.width,self.dtype = clip.width,dtype or clip.precision
+        self.obstacle = 'asked for' if whole else _obstacle(clip, self.tokens)
         self._plans = {}
         for k, v in zip(('ids', 'slots'), self.tokens.whole()):
             self.register_buffer(k, v.to(clip.device), persistent=False)
@@ -458,7 +849,7 @@ class PromptTower(nn.Module):
 @torch.no_grad()
 def _freeze(self:PromptTower)->None:
     "Copy the tower's weights in its compute type, and compute all that no prompt changes."
-    t,tk = _text(self.clip.model),self.tokens
+    t,tk = self.clip.text_tower,self.tokens
     self.heads = t.transformer.resblocks[0].attn.num_heads
     self.layers = nn.ModuleList(_Layer(b, t.positional_embedding.dtype) for b in t.transformer.resblocks)
     ids,place = torch.tensor(sum(tk.own, [])),torch.cat([torch.arange(int(n)) for n in tk.lengths])
@@ -564,7 +955,8 @@ def _prefix(self:PromptTower, ctx:Float[Tensor,'M T w'])->list[Tensor]:
 
 # %% ../nbs/paper/02_clip.ipynb #94a7627d
 @patch
-def _attend(self:PromptTower, q:Tensor, k:Tensor, v:Tensor, kp:Tensor, vp:Tensor, plan:_Plan, last:bool)->Tensor:
+def _attend(self:PromptTower, q:Tensor, k:Tensor, v:Tensor, kp:Tensor, vp:Tensor, plan:_Plan,
+            last:bool)->Tensor:
     """Attention of own tokens to their prompt's shared keys and to one another; of the end tokens alone if
     `last`."""
     q,k,v = (z.unflatten(-1, (self.heads,-1)) for z in (q,k,v))
@@ -637,7 +1029,7 @@ def with_hooks(
 def _entries(self:PromptTower, where:Tensor, ctx:Tensor)->dict:
     "Hooks that put each pair's context `P T w` in at the places `where`."
     def _fill(module, args, x): return x.scatter(1, where, ctx.to(x.dtype))
-    return {_embedding(self.clip.model): ('register_forward_hook', _fill)}
+    return {self.clip.embedding: ('register_forward_hook', _fill)}
 
 @patch
 def _whole(self:PromptTower, node:Tensor, cls:Tensor, ctx:Tensor)->Tensor:
@@ -732,10 +1124,9 @@ def zero_shot_weights(
         raise BadData(f'template {bad[0]!r}: expected a text with {{}} in the place of the class name')
     texts = [t.format(clean_name(n)) for n in classnames for t in templates]
     rows = clip.tokenizer(texts)
-    full = (rows[:,-1]!=_frame(clip.tokenizer)[2]).nonzero()
-    if len(full):
-        raise BadData(
-            f'prompt {texts[int(full[0])][:80]!r}: too long for a context of {rows.shape[1]} tokens')
+    frame = _frame(clip.tokenizer)
+    full = [t for t,r in zip(texts, rows.tolist()) if frame.is_full(frame.content(r))]
+    if full: raise BadData(f'prompt {full[0][:80]!r}: too long for a context of {rows.shape[1]} tokens')
     x = torch.cat([clip.encode_text(r) for r in rows.split(batch_size)])
     x = F.normalize(x.to(_full(x.dtype)), dim=-1)
     return F.normalize(x.unflatten(0, (len(classnames),len(templates))).mean(1), dim=-1)

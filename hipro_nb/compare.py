@@ -10,7 +10,8 @@ __all__ = ['VIEWS', 'DEAREST', 'image_ids', 'paired_hits', 'image_interval', 'me
            'compare_settings']
 
 # %% ../nbs/running/71_compare.ipynb #ab353e28
-import csv, hashlib, importlib.util, io, json, math, multiprocessing, os, pickle, shutil, signal, sys, threading, time, traceback, warnings
+import csv, hashlib, importlib.util, io, json, math, multiprocessing, os, pickle, shutil, signal, sys
+import threading, time, traceback, warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -96,7 +97,7 @@ def image_interval(
     task:str|None = None, # Name of one task; the average over the tasks by default
     level:float = .95, # Coverage of the interval
     draws:int = 2000, # Bootstrap samples
-)->Interval: # Mean difference `a - b` in points, the ends of its interval, and the number of different test images
+)->Interval: # Mean difference `a - b` in points, the ends of its interval, number of test images
     "Bootstrap interval over test images of a difference between two methods; the seeds are taken as they are"
     rng, n, total, mean = np.random.default_rng(0), 0, np.zeros(draws), 0.
     names = a.tasks if task is None else [task]
@@ -155,6 +156,8 @@ def chosen_methods(
     "The methods that a command line names; `BadData` lists what there is"
     names = [n.strip() for n in text.split(',') if n.strip()]
     if names == ['all']: return list(METHODS)
+    if 'all' in names:
+        raise BadData(f'--methods {text}: all stands alone; expected all, or the names of methods')
     if unknown := [n for n in names if n not in METHODS]:
         raise BadData(f"--methods: no method named {unknown[0]!r}; there are {', '.join(METHODS)}, or all")
     if not names: raise BadData(f"--methods {text!r}: expected all, or some of {', '.join(METHODS)}")
@@ -367,7 +370,8 @@ def train_one(
     return _fit_one(fit, method, data.given(fit, method), progress)
 
 # %% ../nbs/running/71_compare.ipynb #7b1f02c6
-def _place(data:str, out:str|Path, device:str, jobs:int|None, report:str|None=None, store:str|None=None)->dict:
+def _place(data:str, out:str|Path, device:str, jobs:int|None, report:str|None=None,
+           store:str|None=None)->dict:
     "Device and number of jobs, after a look whether all of it can be"
     if jobs is not None and jobs < 0: raise BadData(f'--jobs {jobs}: expected 0 or more')
     check_apart(data, out)
@@ -644,7 +648,8 @@ def _missing(plan:Plan, seeds:Sequence):
 def train_missing(
     plan:Plan, # Methods, settings, folder
     seeds:Sequence, # Seeds
-    jobs:int = 0, # Fits at a time, each in a process of its own that opens the model that `settings` names; 0: in this process
+    # Fits at a time, each in a process of its own that opens the model again; 0: in this process
+    jobs:int = 0,
 )->dict: # Reason for each method that failed
     "Trains what is not finished, seed by seed"
     failed = {}
@@ -971,22 +976,21 @@ def run_compare(
     lr:float|None = None, # Learning rate; 0.001 if not given, the embedded benchmark's own on its data
     epochs:int|None = None, # Epochs; 100 if not given, or the embedded benchmark's
     n_ctx:int|None = None, # Context tokens of a prompt; each method's own number if not given, 16 for most
-    # Images of a batch, all tasks together; 20 if not given, or the embedded benchmark's
-    batch_size:int|None = None,
+    batch_size:int|None = None, # Images of a batch; 20 if not given, or the embedded benchmark's
     out:str = 'runs', # Folder of runs; what is finished there is used
     root:str|None = None, # Folder that holds the data set that DATA names
     any_counts:bool = False, # Take a data set whose numbers of images are not the published ones?
     # Fetch what is missing below ROOT, where the data set has an official address with a checksum?
     download:bool = False,
-    views:int|None = None, # Random views (crop, mirror) of each training image to learn from, encoded once; it must divide the epochs
+    views:int|None = None, # Random views (crop, mirror) of each training image; it must divide the epochs
     reported:bool = False, # Add the paper's averages where data, protocol and backbone are its own?
     report:str|None = None, # File that gets the table's JSON too, for a report notebook
     skip_bad_images:bool = False, # Leave unreadable images out?
     device:str = 'auto', # cpu, cuda, or auto: the GPU where there is one
     dtype:str|None = None, # Precision of the text tower, such as bfloat16; that of the device if not given
-    chunk:int|None = None, # Most pairs of prompt and class in the text tower at a time, of the methods that can, where memory is short; slower
+    chunk:int|None = None, # Most pairs of prompt and class at a time, of the methods that can; slower
     store:str|None = None, # Folder that keeps image features between runs; OUT/features if not given
-    jobs:int|None = None, # Fits at a time, each in a process of its own with one thread; 0 fits in this process. If not given: 0 on a GPU, otherwise a job per core and per 2 GiB of free memory
+    jobs:int|None = None, # Fits at a time, a process each; 0: this one; if not given as many as the CPU bears
 )->MethodTable: # Shows itself in a notebook
     """Trains what is missing of methods and seeds, prints the table and writes it as Markdown, LaTeX, CSV and
     JSON"""

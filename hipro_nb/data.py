@@ -622,7 +622,8 @@ def _opened(image, who:str='a picture', small:bool=False)->Iterator[Image.Image]
                 f = stack.enter_context(_open_file(image) if _is_file(image) else BytesIO(image))
                 im = _first_picture(f, who, small, stack)
         except BadData as e: raise Unreadable(str(e)) from e
-        except Exception as e: raise Unreadable(f'{who}: {_reason(e, image, f)}; expected a whole picture') from e
+        except Exception as e:
+            raise Unreadable(f'{who}: {_reason(e, image, f)}; expected a whole picture') from e
         yield im
 
 def open_image(
@@ -668,7 +669,9 @@ def _trouble(image)->str|None:
         if stamp: _decoded(*stamp, _most_pixels())
         else:
             with _opened(image, 'image', small=True): pass
-    except Unreadable as e: return str(e).removeprefix(_named(image, 'image')).removesuffix('; expected a whole picture').lstrip(': ')
+    except Unreadable as e:
+        why = str(e).removeprefix(_named(image, 'image')).removesuffix('; expected a whole picture')
+        return why.lstrip(': ')
 
 # %% ../nbs/paper/01_data.ipynb #fec7b80a
 def bad_images(
@@ -1108,13 +1111,12 @@ def _say_repeats(lists:dict, is_drawn:bool)->None:
     lists = {t: [_nfc(o) for o in l] for t,l in lists.items()}
     twice = {t: Counter(l).most_common(1)[0][0] for t,l in lists.items() if len(set(l))<len(l)}
     if not twice: return
-    tasks = '; '.join(f'{_shown(t)}, {len(lists[t])} entries of {len(set(lists[t]))} images, as {_shown(o)}'
-                      for t,o in twice.items())
-    then = (
-        'images are drawn from it as if each were named once'
-        if is_drawn
-        else 'an image is trained on as often as it is named')
-    warnings.warn(f'the train list names images more than once, {tasks}: {then}')
+    tasks = [f'{_shown(t)}, {len(lists[t])} entries of {len(set(lists[t]))} images, as {_shown(o)}'
+             for t,o in twice.items()]
+    more = f'; and {len(tasks)-8} more tasks' if len(tasks)>8 else ''
+    then = 'an image is trained on as often as it is named'
+    if is_drawn: then = 'images are drawn from it as if each were named once'
+    warnings.warn(f'the train list names images more than once, {"; ".join(tasks[:8])}{more}: {then}')
 
 # %% ../nbs/paper/01_data.ipynb #1af3565a
 def _check_counts(parts:dict, shots:int|None, who:str)->None:
@@ -1222,7 +1224,8 @@ def load_image_folder(
     if not skip_bad_images:
         _refuse_bad(names, bad, f' in {path}',
                     ', or leave them out with --skip-bad-images (skip_bad_images=True in Python)')
-    warnings.warn(f'skipped {len(bad)} unreadable images: ' + ', '.join(names[i] for i in bad))
+    more = f' and {len(bad)-20} more' if len(bad)>20 else ''
+    warnings.warn(f'skipped {len(bad)} unreadable images: ' + ', '.join([names[i] for i in bad][:20]) + more)
     found, dropped = _drop(found, {files[i] for i in bad})
     return _make_tasks(found, train_list, fraction, shots, seed, dropped)
 
@@ -1244,27 +1247,71 @@ def _describe(preprocess)->str:
     return ' '.join(hashes)
 
 # %% ../nbs/paper/01_data.ipynb #757e8398
+def _text_tower(model:nn.Module)->nn.Module: return model.text if hasattr(model, 'text') else model
+
+def _embedding(model:nn.Module)->nn.Module|None:
+    "The table of tokens, wherever this kind of model has it; None where it has none"
+    tower = _text_tower(model)
+    if hasattr(tower, 'token_embedding'): return tower.token_embedding
+    inner = getattr(tower, 'transformer', None)
+    return inner.get_input_embeddings() if hasattr(inner, 'get_input_embeddings') else None
+
+def _check_model(model:nn.Module, name:str)->None:
+    "Raise `BadData` that names the first part that a model lacks"
+    lost = [o for o in ('visual', 'encode_image', 'encode_text', 'logit_scale') if not hasattr(model, o)]
+    if not lost and _embedding(model) is None: lost = ['a token embedding']
+    who = f'{name} is a {type(model).__name__}'
+    if lost:
+        raise BadData(
+            f"{who} without {lost[0]}: expected one of open_clip's models, CLIP, CustomTextCLIP or CoCa")
+    for tower in (model.visual, model.text) if hasattr(model, 'text') else (model.visual,):
+        pairs, wanted = bool(getattr(tower, 'output_tokens', False)), hasattr(model, 'text_decoder')
+        if pairs != wanted:
+            raise BadData(f'{who} whose {type(tower).__name__} has output_tokens={pairs}: expected {wanted}')
+
+# %% ../nbs/paper/01_data.ipynb #dad14db0
+def _check_tokenizer(tokenizer:Callable, model:nn.Module, name:str)->None:
+    "Raise `BadData` unless a tokenizer makes rows that the model can read"
+    who, wanted = (f'the tokenizer of {name}',
+                   'expected texts -> int64 ids of shape `n L`, as of open_clip.get_tokenizer')
+    try: ids = tokenizer(['a photo of a bed.', ''])
+    except Exception as e:
+        raise BadData(f'{who} fails on a list of texts ({type(e).__name__}: {str(e)[:200]}); {wanted}') from e
+    if not isinstance(ids, Tensor) or ids.dtype!=torch.int64 or ids.ndim!=2 or len(ids)!=2:
+        raise BadData(
+            f'{who} gives {getattr(ids, "dtype", type(ids).__name__)} {list(getattr(ids, "shape", ""))} for 2'
+            f' texts; {wanted}')
+    table, place = _embedding(model), getattr(_text_tower(model), 'positional_embedding', None)
+    if int(ids.max())>=table.num_embeddings:
+        raise BadData(
+            f'{who} has the token {int(ids.max())} and the model a table of {table.num_embeddings}: expected'
+            ' its own tokenizer')
+    if not isinstance(place, Tensor): return
+    room = len(place) - (getattr(_text_tower(model), 'cls_emb', None) is not None)
+    if ids.shape[1]>room or (ids.shape[1]!=room and not hasattr(model, 'text')):
+        raise BadData(
+            f'{who} makes rows of {ids.shape[1]} tokens and the model reads {room}: expected its own'
+            ' tokenizer')
+
+# %% ../nbs/paper/01_data.ipynb #62f5a5e8
 class FrozenCLIP(nn.Module):
     "An open_clip model that nothing changes any more, with its tokenizer and its preprocessing."
     def __init__(self,
-        model:nn.Module, # `open_clip.model.CLIP`
+        model:nn.Module, # One of open_clip's: `CLIP`, `CustomTextCLIP`, `CoCa`
         tokenizer:Callable, # List of texts -> token ids, int64 of shape `n L`
         preprocess:Callable|None, # Picture -> pixels, as in the test
-        name:str, # Name of the architecture
+        name:str, # What it is called in messages and tables
         # Identifies architecture, weights and preprocessing; computed when first asked for if None
         key:str|None=None,
-        dtype:torch.dtype|None=None, # Compute type of the image tower; if None, bf16 on a GPU that has units for it (compute capability 8.0 on), elsewhere the weights' own
+        # Compute type of the image tower; if None bf16 on a GPU with units for it, elsewhere the weights' own
+        dtype:torch.dtype|None=None,
     ):
         super().__init__()
-        if lost := [
-            o
-            for o in ('visual', 'token_embedding', 'text_projection', 'logit_scale')
-            if not hasattr(model, o)]:
-            raise BadData(
-                f'{name} is a {type(model).__name__} without {lost[0]}: expected an open_clip.model.CLIP')
+        _check_model(model, name)
+        _check_tokenizer(tokenizer, model, name)
         self.model = model.requires_grad_(False).eval()
         self.tokenizer,self.preprocess,self.name,self.dtype = tokenizer,preprocess,name,dtype
-        self._key,self._scale,self._described = key,None,_describe(preprocess)
+        self._key,self._is_given,self._scale,self._described = key,key is not None,None,_describe(preprocess)
     def train(self,
         mode:bool=True, # Ignored
     )->nn.Module: # `self`
@@ -1272,15 +1319,57 @@ class FrozenCLIP(nn.Module):
         return super().train(False)
 
 # %% ../nbs/paper/01_data.ipynb #a5a85f00
+_traits = '''num_heads heads num_attention_heads eps variance_epsilon layer_norm_eps layer_norm_epsilon
+    approximate hidden_act feed_forward_proj pool_type text_pool_type attn_pool_type global_pool
+    final_ln_after_pool eos_id text_eos_id pad_id pad_token_id use_pad_mask correct_cls_mask image_size
+    kernel_size stride padding dilation groups'''.split()
+
+def _architecture(model:nn.Module)->str:
+    "What the weights do not say of a model: its kinds of layers, and the numbers and words that steer them"
+    lines = {type(m).__name__ for m in model.modules()}
+    for name,m in model.named_modules():
+        known = (
+            vars(m)
+            | (vars(m.config) if hasattr(m, 'config') else {})
+            | dict(causal=m._buffers.get('attn_mask') is not None))
+        lines |= {
+            f'{name}.{k}={known[k]}'
+            for k in (*_traits, 'causal')
+            if isinstance(known.get(k), (bool, int, float, str, tuple, list))}
+    return '\n'.join(sorted(lines))
+
 @patch(as_prop=True)
 def key(self:FrozenCLIP)->str:
-    "Hash of the architecture's name, its kinds of layers, the weights and the preprocessing."
+    "Hash of the weights, of what they do not say of the architecture, and of the preprocessing."
     if self._key is None:
-        kinds = ' '.join(sorted({type(m).__name__ for m in self.model.modules()}))
-        self._key = _hash_tensors(self.model.state_dict(), f'{self.name}\n{kinds}\n{self._described}')
+        self._key = _hash_tensors(self.model.state_dict(), f'{_architecture(self.model)}\n{self._described}')
     return self._key
 
+# %% ../nbs/paper/01_data.ipynb #2dd21eb8
+def _former_key(clip:FrozenCLIP, name:str)->str:
+    "The key that version 0.1.0 gave to this model under that name"
+    tensors, kinds = clip.model.state_dict(), {type(m).__name__ for m in clip.model.modules()}
+    if hasattr(clip.model, 'text'): # It was held in a module of its own
+        tensors, kinds = {f'inner.{k}': v for k,v in tensors.items()}, kinds | {'_Foreign'}
+    return _hash_tensors(tensors, f'{name}\n{" ".join(sorted(kinds))}\n{clip._described}')
+
+@patch
+def is_model(self:FrozenCLIP,
+    name:str, # Name that a file recorded
+    key:str, # Key that it recorded
+)->bool: # Is it the same model?
+    "Is this the model that a file was made with? Keys of version 0.1.0 are known too."
+    return key==self.key or (not self._is_given and key==_former_key(self, str(name)))
+
 # %% ../nbs/paper/01_data.ipynb #26324610
+@patch(as_prop=True)
+def text_tower(self:FrozenCLIP)->nn.Module:
+    "The module that turns token ids into a feature: the model itself, or its part `text`."
+    return _text_tower(self.model)
+@patch(as_prop=True)
+def embedding(self:FrozenCLIP)->nn.Module:
+    "The module that turns token ids into vectors, which a learned context replaces."
+    return _embedding(self.model)
 @patch(as_prop=True)
 def device(self:FrozenCLIP)->torch.device:
     "Where the weights are."
@@ -1288,11 +1377,11 @@ def device(self:FrozenCLIP)->torch.device:
 @patch(as_prop=True)
 def width(self:FrozenCLIP)->int:
     "Width of a token, w."
-    return self.model.token_embedding.weight.shape[1]
+    return self.embedding.embedding_dim
 @patch(as_prop=True)
 def context_length(self:FrozenCLIP)->int:
     "Positions of a text, with start and end."
-    return self.model.positional_embedding.shape[0]
+    return self.tokenizer(['']).shape[1]
 @patch(as_prop=True)
 def logit_scale(self:FrozenCLIP)->float:
     "Factor on cosine similarities, 1/τ in Eq. 1; read once, since a GPU would have to be waited for."
@@ -1301,7 +1390,8 @@ def logit_scale(self:FrozenCLIP)->float:
 @patch(as_prop=True)
 def embed_dim(self:FrozenCLIP)->int:
     "Width of a feature, d."
-    p = self.model.text_projection
+    p = getattr(self.text_tower, 'text_projection', None)
+    if p is None: return getattr(self.text_tower, 'output_dim', None) or self.width
     return p.out_features if isinstance(p, nn.Linear) else p.shape[1]
 
 # %% ../nbs/paper/01_data.ipynb #532ced1f
@@ -1327,7 +1417,7 @@ def encode_text(self:FrozenCLIP,
     tokens:Int64[Tensor,'n L'], # Token ids
 )->Float[Tensor,'n d']: # Unit-norm features
     "Features g(t) of texts, all positions computed."
-    return self.model.encode_text(tokens.to(self.device), normalize=True)
+    return F.normalize(self.model.encode_text(tokens.to(self.device)), dim=-1)
 
 # %% ../nbs/paper/01_data.ipynb #de30e9a5
 def center_slab(
@@ -1400,13 +1490,30 @@ class FeatureStore:
     ):
         if dir is not None and os.path.lexists(dir) and not Path(dir).is_dir():
             raise BadData(f'{dir} is not a folder; expected one for image features, there or to be made')
-        self.dir,self.shard_size,self._tables = (None if dir is None else Path(dir)),shard_size,{}
+        self.dir, self.shard_size, self._tables, self._names = (
+            (None if dir is None else Path(dir)), shard_size, {}, {})
     def __repr__(self): return f'FeatureStore({"in memory" if self.dir is None else self.dir.name})'
 
+@patch
+def _found(self:FeatureStore, clip:FrozenCLIP, own:str, end:str)->str:
+    """The folder of `clip` that is there: `own`, one of the same key under another name, or one of version
+    0.1.0; else `own`"""
+    if self.dir is None or (self.dir/own).is_dir(): return own
+    named = [p.name for p in sorted(self.dir.glob(f'*{end}'))]
+    if named: return named[0]
+    for about in sorted(self.dir.glob('*/about.json')):
+        with suppress(BadData):
+            said = read_json(about, dict[str,str])
+            if said.get('precision') == str(clip.precision) and clip.is_model(
+                said.get('model'), said.get('key')): return about.parent.name
+    return own
 
 @patch
-def _name(self: FeatureStore, clip: FrozenCLIP) -> str:
-    return f'{safe_name(clip.name, 40)}-{safe_name(clip.key, 20)}-{str(clip.precision).split(".")[-1]}'
+def _name(self:FeatureStore, clip:FrozenCLIP)->str:
+    "The folder of a tower, known by key and precision; the name in it is for people"
+    end = f'-{safe_name(clip.key, 20)}-{str(clip.precision).split(".")[-1]}'
+    if end not in self._names: self._names[end] = self._found(clip, safe_name(clip.name, 40)+end, end)
+    return self._names[end]
 
 # %% ../nbs/paper/01_data.ipynb #3f20bad8
 def _checked_shard(path:Path, width:int)->tuple:
@@ -1613,7 +1720,8 @@ def _hash_or_none(image)->bytes|None:
     with suppress(Unreadable, OSError): return image_hash(image)
 
 @patch
-def _rows(self:FeatureStore, clip:FrozenCLIP, images:list, keep:bool, batch_size:int, bar:Callable)->Float[Tensor,'n d']:
+def _rows(self:FeatureStore, clip:FrozenCLIP, images:list, keep:bool, batch_size:int,
+          bar:Callable)->Float[Tensor,'n d']:
     "Features of `images`, in memory, on disk or new."
     with ThreadPoolExecutor(_threads()) as pool: keys = list(_in_order(pool, _hash_or_none, images, 64))
     if None in keys:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Interval', 'Prediction', 'TITLES', 'Result', 'run_facts', 'Comparison', 'compare', 'check_arguments', 'Method',
-           'task_templates', 'ZeroShot', 'HiPro', 'node_slots']
+           'task_templates', 'ZeroShot', 'HiPro', 'node_slots', 'check_tensors', 'check_alike', 'check_groups']
 
 # %% ../nbs/paper/08_hipro.ipynb #17974a4c
-import copy, importlib, itertools, json, platform, subprocess, warnings
+import copy, importlib, itertools, json, platform, re, subprocess, warnings
 from collections import namedtuple
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from importlib.metadata import version, PackageNotFoundError
 from inspect import signature
 from pathlib import Path
-from typing import Annotated, TypedDict
+from typing import Annotated, Literal, TypedDict, get_args, get_type_hints
 
 # %% ../nbs/paper/08_hipro.ipynb #786b9804
 import msgspec
@@ -35,6 +35,7 @@ from .escape import html_table, markdown_table, markdown_text, plain_text, text_
 from .clip import PromptTower, zero_shot_weights
 from .affinity import AffinityMeter
 from .tree import TaskTree, balanced_tree, flat_tree
+from .loop import first_difference
 from .train import BatchPlan, TrainConfig, check_setting, train_prompts
 from .fuse import fuse_weights
 
@@ -331,7 +332,8 @@ class Method:
 
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model; None where only stored classifiers are used
-        store:FeatureStore|None = None, # Where image features are kept, those of predicted images too; those of a fit's images in memory by default
+        # Where image features are kept, those of predicted images too; by default in memory, for a fit alone
+        store:FeatureStore|None = None,
         seed:int = 0, # Seed under which results are reported
     ):
         self.clip, self.store, self.keeps, self.seed = (clip, FeatureStore(None) if store is None else store,
@@ -352,14 +354,25 @@ class Method:
         settings:dict, # What `settings` returned
         **kw, # Further arguments
     )->'Method': # Not fitted
-        "A method with the same settings, not fitted yet"
-        return cls(clip, **settings, **kw)
+        "A method with the same settings, not fitted yet; `BadData` for values that its arguments cannot have"
+        return cls(clip, **_arguments(cls, settings), **kw)
 
     def _fit(self, tasks, checkpoint, progress):
         raise NotImplementedError(f"{type(self).__name__} defines no _fit")
 
     def _head(self, i): raise NotImplementedError(f"{type(self).__name__} defines no _head")
     def _scale(self, i): return self.clip.logit_scale
+
+# %% ../nbs/paper/08_hipro.ipynb #6b7d01fa
+def _arguments(cls, settings:dict)->dict:
+    "Settings as arguments of `cls`, each of the type that it is annotated with"
+    kinds = {}
+    for c in reversed(cls.__mro__):
+        if '__init__' in vars(c): kinds |= get_type_hints(c.__init__)
+    def typed(name, value):
+        if value is not None and TaskTree in get_args(kinds.get(name)): return TaskTree.from_dict(value)
+        return as_kind(value, kinds.get(name, object), f'setting {name}')
+    return {k: typed(k, v) for k,v in settings.items()}
 
 # %% ../nbs/paper/08_hipro.ipynb #5127e122
 @patch
@@ -548,7 +561,7 @@ class ZeroShot(Method):
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model
         # Sentences with `{}` where the class name goes; each task's `task_templates` if None
-        templates:Sequence|None = None,
+        templates:Sequence[str]|None = None,
         store:FeatureStore|None = None, # Where image features are kept
         seed:int = 0, # Seed under which results are reported; nothing is drawn from it
     ):
@@ -612,16 +625,6 @@ def settings(self:HiPro)->dict: # What `HiPro.from_settings` needs
     keys = ('n_ctx', 'nodes', 'n_shared', 'snapshot_every', 'kind', 'balanced', 'position', 'renormalize')
     return {k: getattr(self, k) for k in keys} | dict(
         config=asdict(self.config), tree=self.planned and self.planned.to_dict())
-
-@patch_to(HiPro, cls_method=True)
-def from_settings(cls,
-    clip:FrozenCLIP|None, # The frozen model
-    settings:dict, # What `settings` returned
-    **kwargs, # Further arguments, e.g. `store`
-)->HiPro: # Not fitted yet
-    "A method with the same settings"
-    tree = settings.get('tree') and TaskTree.from_dict(settings['tree'])
-    return cls(clip, **{**settings, 'config': TrainConfig(**settings['config']), 'tree': tree}, **kwargs)
 
 # %% ../nbs/paper/08_hipro.ipynb #fdcd2d9c
 def node_slots(
@@ -801,28 +804,114 @@ def save(self:Method,
         path, {f'head.{i}': h for i, h in enumerate(self.heads) if h is not None} | tensors, meta)
 
 # %% ../nbs/paper/08_hipro.ipynb #256f4c41
+class _ClipOf(TypedDict):
+    name:str
+    key:str
+
+class _MethodOf(TypedDict):
+    kind:Literal['hipro_nb method']
+    format:Literal[1]
+    method:str
+    module:str
+    settings:dict[str,Plain]
+    tasks:Annotated[list[str], msgspec.Meta(min_length=1)]
+    classnames:list[Annotated[list[str], msgspec.Meta(min_length=1)]]
+    clip:_ClipOf
+    scales:list[Annotated[float, msgspec.Meta(gt=0, le=1e6)]]
+
+class _MethodFile(_MethodOf, total=False):
+    record:dict[str,Plain]|None
+
+def _check_kind(path, meta:dict)->None:
+    "Raises `BadData` unless the metadata is that of a method that is known here, or in this library"
+    if meta.get('kind') != 'hipro_nb method':
+        raise BadData(f"{path} holds no trained method; expected a file written by `save`")
+    as_kind(meta, _MethodFile, path)
+    if re.fullmatch(r'hipro_nb(\.\w+)+', meta['module']) and meta['method'] not in Method.kinds:
+        with suppress(ImportError): importlib.import_module(meta['module'])
+    if meta['method'] not in Method.kinds:
+        raise BadData(f"{path} holds no trained method that is known here, but a {meta['method']!r}")
+    names, classes = meta['tasks'], meta['classnames']
+    if not len(names) == len(classes) == len(meta['scales']):
+        counts = f"{len(names)} tasks, {len(classes)} lists of classes and {len(meta['scales'])} scales"
+        raise BadData(f"{path} holds {counts}; expected as many of each")
+    check_names(names, f"{path}: task")
+    for t,c in zip(names, classes): check_names(c, f"{path}: task {t!r}, class")
+
+# %% ../nbs/paper/08_hipro.ipynb #371a834f
 def _check_file(path, meta:dict, clip, tasks)->None:
     "Raises `BadData` unless the file holds a method, made with `clip`, for `tasks`"
-    if str(meta.get('module')).startswith('hipro_nb.') and meta.get('method') not in Method.kinds:
-        with suppress(ImportError): importlib.import_module(meta['module'])
-    if meta.get('kind') != 'hipro_nb method' or meta.get('method') not in Method.kinds:
-        raise BadData(f"{path} holds no trained method; expected a file written by `save`")
-    if clip is not None and clip.key != meta['clip']['key']:
+    _check_kind(path, meta)
+    made, wanted = meta['clip'], [t.name for t in tasks or ()]
+    if clip is not None and not clip.is_model(made['name'], made['key']):
         raise BadData(
-            f"{path} was made with model {meta['clip']['name']} (key {meta['clip']['key'][:8]}), not with"
-            f" {clip.name} (key {clip.key[:8]}): its prompts mean nothing to another"
-            f" model{' (a folder that was renamed needs its old name)' if meta['clip']['name'] != clip.name else ''}"
-        )
-    for t, name, names in itertools.zip_longest(
-        tasks or (), meta['tasks'] if tasks else (), meta['classnames'] if tasks else ()):
-        if t is None or t.name != name:
-            raise BadData(
-                f"{path} was made for the tasks {', '.join(meta['tasks'])}, not for"
-                f" {', '.join(t.name for t in tasks)}")
+            f"{path} was made with model {made['name']} (key {made['key'][:8]}), not with {clip.name} "
+            f"(key {clip.key[:8]}): its prompts mean nothing to another model")
+    if tasks and wanted != meta['tasks']:
+        made_for = ', '.join(meta['tasks'])
+        raise BadData(f"{path} was made for the tasks {made_for}, not for {', '.join(wanted)}")
+    for t,names in zip(tasks or (), meta['classnames']):
         if list(t.classnames) != names:
-            raise BadData(
-                f"{path}: task {name!r} had other classes; expected {', '.join(names[:5])} ({len(names)} in"
-                " all)")
+            raise BadData(f"{path}: task {t.name!r} had other classes; expected {', '.join(names[:5])} "
+                          f"({len(names)} in all)")
+
+# %% ../nbs/paper/08_hipro.ipynb #bddcc11a
+@patch
+def _shapes(self:Method, meta:dict)->dict:
+    "Shapes of the tensors that prediction uses, by name; `?` behind a name for one that may be missing"
+    own = type(self)._logits is Method._logits and not self.needs_images
+    return {f"head.{i}{'' if own else '?'}": f'K{i} d' for i in range(len(self.tasks))}
+
+def _known_sizes(m:Method)->dict:
+    "What the letters stand for, as far as it is known without the tensors"
+    sizes = {f'K{i}': len(c) for i,c in enumerate(m.classnames)} | dict(N=len(m.tasks))
+    if hasattr(m, 'n_ctx'): sizes['T'] = m.n_ctx
+    return sizes if m.clip is None else sizes | dict(d=m.clip.embed_dim, w=m.clip.width)
+
+def check_tensors(
+    tensors:dict, # Tensors by name
+    shapes:dict, # Letters for the shape of each, by name; `?` behind a name for one that may be missing
+    sizes:dict, # What letters stand for, as far as it is known
+)->None:
+    "`BadData` that names the first tensor that is missing, of another shape, or not of finite numbers"
+    sizes = dict(sizes)
+    for name,letters in shapes.items():
+        t = tensors.get(name.rstrip('?'))
+        if t is None and name.endswith('?'): continue
+        if t is None: raise BadData(f"there is no tensor {name}")
+        wanted = [int(l) if l.isdigit() else sizes.setdefault(l, n) for l,n in zip(letters.split(), t.shape)]
+        if t.ndim != len(letters.split()) or list(t.shape) != wanted:
+            raise BadData(f"tensor {name} has shape {tuple(t.shape)}; expected {letters}, as in {sizes}")
+        if not t.is_floating_point() or not t.isfinite().all():
+            raise BadData(f"tensor {name}: expected finite numbers")
+
+def check_alike(
+    tensors:dict, # Tensors by name
+)->None:
+    "`BadData` unless all are of one type, as what is multiplied must be"
+    kinds = {t.dtype: k for k,t in tensors.items()}
+    if len(kinds) > 1: raise BadData(f"tensors of different types: {kinds}")
+
+# %% ../nbs/paper/08_hipro.ipynb #cba16367
+class _Nodes(TypedDict):
+    groups:list[list[int]]
+    tree:dict[str,Plain]|None
+
+def check_groups(
+    groups:Sequence, # Task indices of each group
+    n:int, # Number of tasks, N
+)->None:
+    "`BadData` for a group that is empty, names a task twice, or one that is not there"
+    odd = first(g for g in groups if not g or len(set(g)) != len(g) or not set(g) <= set(range(n)))
+    if odd is not None or not groups:
+        raise BadData(f"groups {list(groups)[:5]} of {n} tasks: expected each task once in a group")
+
+@patch
+def _shapes(self:HiPro, meta:dict)->dict:
+    nodes, n = as_kind(meta, _Nodes, 'nodes'), len(self.tasks)
+    check_groups(nodes['groups'], n)
+    m = len(nodes['groups'])
+    return Method._shapes(self, meta) | {'ctx': f'{m} T w', 'affinity?': 'N N', 'log_scale?': f'{m}'}
 
 @patch
 def _restore(self:Method, tensors:dict, meta:dict)->None: pass
@@ -831,7 +920,9 @@ def _restore(self:Method, tensors:dict, meta:dict)->None: pass
 def _restore(self:HiPro, tensors:dict, meta:dict)->None:
     self.ctx, self.groups = tensors['ctx'], [tuple(g) for g in meta['groups']]
     self.affinity, self.log_scale = tensors.get('affinity'), tensors.get('log_scale')
-    self.tree = meta['tree'] and TaskTree.from_dict(meta['tree'])
+    self.tree = None if meta['tree'] is None else TaskTree.from_dict(meta['tree'])
+    if self.tree is not None and self.tree.n_tasks != len(self.tasks):
+        raise BadData(f"a tree of {self.tree.n_tasks} tasks for {len(self.tasks)} tasks")
 
 # %% ../nbs/paper/08_hipro.ipynb #609f852f
 @patch_to(Method, cls_method=True)
@@ -845,9 +936,22 @@ def load(cls,
     "Reads a trained method; `BadData` for a damaged file, another model, other tasks or other names"
     tensors, meta = load_tensors(path)
     _check_file(path, meta, clip, tasks)
-    m = Method.kinds[meta['method']].from_settings(clip, meta['settings'], store=store)
+    kind = Method.kinds[meta['method']]
+    try: return _rebuilt(kind.from_settings(clip, meta['settings'], store=store), tensors, meta)
+    except torch.OutOfMemoryError: raise
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, OverflowError) as e:
+        said = str(e) if isinstance(e, ValueError) else f'{type(e).__name__}, {e}'
+        raise BadData(f"{path} holds no trained {meta['method']} that can be used: {said}") from e
+
+def _rebuilt(m:Method, tensors:dict, meta:dict)->Method:
+    "The fitted method; `BadData` where the file differs from what such a method would have saved"
+    diff = first_difference(meta['settings'], json.loads(json.dumps(m.settings())))
+    if diff: raise BadData(f"settings that it would not have saved: {diff}")
     m.tasks, m.classnames = tuple(meta['tasks']), tuple(map(tuple, meta['classnames']))
     m.scales, m.made_with, m.record = tuple(meta['scales']), meta['clip'], meta.get('record')
+    odd = first(k for k,t in tensors.items() if k != 'history' and not t.isfinite().all())
+    if odd is not None: raise BadData(f"tensor {odd}: expected finite numbers")
+    check_tensors(tensors, m._shapes(meta), _known_sizes(m))
     m._restore(tensors, meta)
     m.heads = tuple(tensors.get(f'head.{i}') for i in range(len(m.tasks)))
     return m

@@ -158,7 +158,9 @@ def check(self:Checkpoint,
 @patch
 def _read(self:Checkpoint)->tuple:
     "Tensors and words of the last whole file, which one it is, and what is wrong with a later one"
-    try: return *load_tensors(self.file), self.file, None
+    harm = f'{self.file} is missing'
+    try:
+        if self.file.exists(): return *load_tensors(self.file), self.file, None
     except BadData as e: harm = e
     try: return *load_tensors(self.before), self.before, harm
     except BadData as e: raise BadData(f"{harm}. And before it: {e}. Remove both to start afresh") from e
@@ -212,6 +214,15 @@ def _bar(trainable, desc, progress=True, every=30.):
     try: yield bar.update
     finally: bar.close()
 
+# %% ../nbs/paper/06_loop.ipynb #d8c0e16d
+@contextmanager
+def _kept_when_stopped(kept):
+    "Keep a whole state when the block is interrupted or left"
+    try: yield
+    except (KeyboardInterrupt, SystemExit):
+        if kept and kept.trainable.clean: kept.save()
+        raise
+
 # %% ../nbs/paper/06_loop.ipynb #1c7009bc
 def run(
     trainable:Trainable, # What to train
@@ -222,18 +233,16 @@ def run(
 )->Trainable: # The same
     "To the end of training; Ctrl-C and SIGTERM keep the last whole step and raise `KeyboardInterrupt`"
     kept, end = Checkpoint(trainable, file) if file else None, trainable.total_steps
-    found = kept is not None and kept.load()
-    if not trainable.clean:
-        raise BadData(f"{type(trainable).__name__} was torn in step {trainable.step + 1}: expected a new one")
-    if kept and not found: kept.save()
-    with _signals(trainable) as obey_waiting, _bar(trainable, desc, progress) as update:
-        try:
+    with _signals(trainable) as obey_waiting:
+        found = kept is not None and kept.load()
+        if not trainable.clean:
+            raise BadData(
+                f"{type(trainable).__name__} was torn in step {trainable.step + 1}: expected a new one")
+        if kept and not found: kept.save()
+        with _bar(trainable, desc, progress) as update, _kept_when_stopped(kept):
             while trainable.step < end:
                 trainable.train_step()
                 obey_waiting()
                 update()
                 if kept and (trainable.step % every == 0 or trainable.step == end): kept.save()
-        except (KeyboardInterrupt, SystemExit):
-            if kept and trainable.clean: kept.save()
-            raise
     return trainable

@@ -380,10 +380,12 @@ def mini_tasks(
 
 # %% ../nbs/pictures/22_mini.ipynb #d785911d
 VOCAB = tuple(
-    """, . a all an and arrow at b bad bell black blue blueprint boat bolt bottle bottom c can car cat chalkboard checked clear cloud cross cup d dotted drawing e etching f fish five flag
-flower four g good green h has hat heart here hollow house i image in is it j k key kite l left like look m many middle moon mosaic mushroom n nice not o of on one orange p
-painting photo picture plain purple q r red right ring s see shows sketch small star stitch striped t that the there this three top tree two u umbrella us v very w we web which
-white x y yellow you z""".split()
+    """, . a all an and arrow at b bad bell black blue blueprint boat bolt bottle bottom c can car cat
+    chalkboard checked clear cloud cross cup d dotted drawing e etching f fish five flag flower four g
+    good green h has hat heart here hollow house i image in is it j k key kite l left like look m many
+    middle moon mosaic mushroom n nice not o of on one orange p painting photo picture plain purple q r
+    red right ring s see shows sketch small star stitch striped t that the there this three top tree two
+    u umbrella us v very w we web which white x y yellow you z""".split()
 )
 
 # %% ../nbs/pictures/22_mini.ipynb #626696ec

@@ -14,9 +14,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TypedDict
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch, patch_to
+from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from .bilevel import (NotFinite, SeriesDiverges, gradient_calls, hypergradient, largest_curvature,
                               twice_differentiable)
 from .causal import CausalMask, ImageBank, MTVLP, causal_effect
-from .data import BadData, FeatureStore, FrozenCLIP, Task, fraction
+from .data import BadData, FeatureStore, FrozenCLIP, Plain, Task, as_kind, fraction
 from .hipro import Method, Result
 from .loop import check_finite, run as run_loop, whole_step
 from .train import BatchPlan, TrainConfig, Trainer, below, config_key, split_hash
@@ -216,7 +217,7 @@ def weigh(self:BilevelTrainer,
     if self.weighting not in ('scheduled', 'frozen'):
         w = {'equal': torch.ones_like(self.fixed), 'random': self.fixed, 'uncertainty': None}[self.weighting]
         return ((self.log_var.neg().exp().detach() if w is None else w), torch.zeros(n),
-                causal_effect(losses.factual, losses.without).detach())
+                causal_effect(losses.factual, getattr(losses, self.contrast)).detach())
     A, e = self.measure(losses, shared, copies)
     with torch.no_grad(): return to_sum_n(self.scheduler(A, e)), A, e
 
@@ -463,15 +464,6 @@ def settings(self:JSCPT)->dict: # What `JSCPT.from_settings` needs
     "The settings as plain data"
     return self.options | dict(config=asdict(self.config))
 
-@patch_to(JSCPT, cls_method=True)
-def from_settings(cls,
-    clip:FrozenCLIP|None, # The frozen model
-    settings:dict, # What `settings` returned
-    **kwargs, # Further arguments, e.g. `store`
-)->JSCPT: # Not fitted yet
-    "A method with the same settings"
-    return cls(clip, **{**settings, 'config': TrainConfig(**settings['config'])}, **kwargs)
-
 # %% ../nbs/scheduling/62_schedule.ipynb #b1910387
 @patch
 def _fit(self:JSCPT, tasks, checkpoint, progress):
@@ -561,6 +553,22 @@ def _state(self:JSCPT)->tuple:
     tensors = {f'theta.{k}': p.detach() for k, p in self.model.named_parameters()}
     return tensors | dict(omega=self.omega, history=self.history), dict(
         notes=self.notes, on_images=self.on_images)
+
+class _Notes(TypedDict):
+    notes:dict[str,Plain]
+    on_images:bool
+
+@patch
+def _shapes(self:JSCPT, meta:dict)->dict:
+    "All that a model is built from before its tensors are filled in, so that no file can ask for a large one"
+    known, o, n = as_kind(meta, _Notes, 'notes'), self.options, len(self.tasks)
+    if self.clip is not None and known['on_images'] != self.on_images:
+        raise BadData('prompts of a tower with blocks, or without, which this model has not')
+    own = {'ctx': f"{o['n_ctx']} w"}
+    if known['on_images']: own = {'pair.ctx': own['ctx'], 'pair.prompts': f"D {o['n_visual']} v"}
+    learners = {f'theta.learners.{i}.{k}': letters for i in range(n+1) for k,letters in own.items()}
+    mask = {'theta.mask.a': 'N d', 'theta.mask.bias': 'N d', 'theta.mask.weight': 'N d d'}
+    return {f'head.{i}': f'K{i} d' for i in range(n)} | learners | (mask if o['mask'] else {})
 
 @patch
 def _restore(self:JSCPT, tensors:dict, meta:dict)->None:

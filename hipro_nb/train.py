@@ -662,7 +662,8 @@ def _placed(tower, config):
     "The tower in the run's precision and on its device; afterwards back where it was"
     dtype = getattr(torch, config.dtype) if config.dtype else tower.dtype
     if dtype != tower.dtype:
-        tower = PromptTower(tower.clip, tower.classnames, tower.n_ctx, tower.position, dtype, tower.chunk, tower.recompute, tower.obstacle == 'asked for')
+        tower = PromptTower(tower.clip, tower.classnames, tower.n_ctx, tower.position, dtype, tower.chunk,
+                            tower.recompute, tower.obstacle == 'asked for')
     home = tower.ids.device
     for part in (tower, tower.clip): part.to(config.device or home)
     try: yield tower

@@ -203,7 +203,8 @@ def balanced_tree(
 
 # %% ../nbs/paper/05_tree.ipynb #f8ef4b43
 @patch
-def to_linkage(self:TaskTree)->Float[np.ndarray,'merges 4']: # Rows of two clusters, height, number of tasks, as scipy.cluster.hierarchy has them
+def to_linkage(self:TaskTree,
+)->Float[np.ndarray,'merges 4']: # Rows of two clusters, height, number of tasks, as SciPy has them
     "The tree as scipy's linkage matrix; a node with k > 2 children becomes k-1 rows of equal height."
     rows, ident = [], list(range(self.n_tasks)) # ident: scipy's number of each node
     for children, height in zip(self.merges, self.heights):

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 # %% ../nbs/methods/47_visual.ipynb #fd6ffe23
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from .data import BadData, FrozenCLIP
-from .clip import PromptTower, _embedding, _softmax, _text
+from .clip import PromptTower, _softmax
 
 # %% ../nbs/methods/47_visual.ipynb #b99e9a0b
 def has_blocks(
@@ -95,7 +95,8 @@ def _keys(block:ResidualAttentionBlock, x:Float[Tensor,'B n w'])->Float[Tensor,'
     w,a = x.shape[-1],block.attn
     return F.linear(block.ln_1(x), a.in_proj_weight[w:], a.in_proj_bias[w:])
 
-def _block(block:ResidualAttentionBlock, x:Float[Tensor,'B n w'], more:Float[Tensor,'B V w2']|None=None, m:int|None=None)->Float[Tensor,'B m w']:
+def _block(block:ResidualAttentionBlock, x:Float[Tensor,'B n w'], more:Float[Tensor,'B V w2']|None=None,
+           m:int|None=None)->Float[Tensor,'B m w']:
     """What a block makes of the first `m` tokens (of all if None), which attend to all of `x` and to keys and
     values `more`."""
     w,a,kv = x.shape[-1],block.attn,_keys(block, x)
@@ -288,11 +289,12 @@ class DeepPromptTower(PromptTower):
         **kwargs, # Further arguments of `PromptTower`: dtype, chunk, recompute, whole
     ):
         super().__init__(clip, classnames, n_ctx, 'end', **kwargs)
-        if not hasattr(getattr(_text(clip.model), 'transformer', None), 'resblocks'):
+        tower = clip.text_tower
+        if not hasattr(getattr(tower, 'transformer', None), 'resblocks'):
             raise BadData(
-                f'model {clip.name!r}: its text tower, a {type(_text(clip.model)).__name__}, has no place for'
-                ' deep prompts; expected blocks of open_clip')
-        self.n_blocks = len(_text(clip.model).transformer.resblocks)
+                f'model {clip.name!r}: its text tower, a {type(tower).__name__}, has no place for deep'
+                ' prompts; expected blocks of open_clip')
+        self.n_blocks = len(tower.transformer.resblocks)
 
 @patch
 def _check(self:DeepPromptTower, ctx:Tensor, node:Tensor, cls:Tensor)->None:
@@ -331,6 +333,6 @@ def _entries(self:DeepPromptTower, where:Tensor, ctx:Tensor)->dict:
     def _enter(l):
         def _fill(module, args): return args[0].scatter(1, where, ctx[:,l].to(args[0].dtype)),*args[1:]
         return 'register_forward_pre_hook',_fill
-    blocks = _text(self.clip.model).transformer.resblocks
+    blocks = self.clip.text_tower.transformer.resblocks
     return PromptTower._entries(self, where, ctx[:, 0]) | {
         blocks[l]: _enter(l) for l in range(1, ctx.shape[1])}

@@ -124,6 +124,20 @@ def test_resume_with_other_seeds_adds_them(home, capfd):
     assert capfd.readouterr().out.startswith("3 tasks, 3 classes, 18 images to learn from, ")
 
 
+def test_a_renamed_model_is_the_same_model(home, tmp_path, capfd):
+    "A run goes on with it, and its features are those of the store."
+    shutil.copytree(home / "model", tmp_path / "first")
+    made = dict(out=tmp_path, store=tmp_path / "store", method="coop_mtl", epochs=1, n_ctx=2)
+    assert hipro_fit(words(home, model=tmp_path / "first", seeds=1, **made)) == 0
+    (tmp_path / "first").rename(tmp_path / "second")
+    stored = sorted((tmp_path / "store").rglob("*.safetensors"))
+    seeds = "1,2"
+    assert hipro_fit([*words(home, model=tmp_path / "second", seeds=seeds, **made), "--resume"]) == 0
+    assert "seed 1: finished before" in capfd.readouterr().out
+    assert sorted((tmp_path / "store").rglob("*.safetensors")) == stored, "pictures were encoded again"
+    assert load_run(tmp_path / "run")
+
+
 def test_runs_stay_out_of_the_data(home, capfd, monkeypatch):
     monkeypatch.chdir(home / "data")
     assert hipro_fit([".", "--model", str(home / "model"), "--shots", "1"]) == 2

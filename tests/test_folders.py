@@ -12,9 +12,9 @@ from io import BytesIO, StringIO
 
 import pytest
 from PIL import Image
-from tiny import coloured, image_folder
+from tiny import coloured, image_folder, save_clip
 
-from hipro_nb.cli import RunSettings, files_digest, open_tasks, run_command, run_fit
+from hipro_nb.cli import RunSettings, files_digest, open_tasks, run_command, run_fit, run_predict
 from hipro_nb.data import BadData, load_image_folder
 from hipro_nb.datasets import load_tasks
 from hipro_nb.views import warn_of_leaks
@@ -31,11 +31,11 @@ def no_hang():
     signal.signal(signal.SIGALRM, before)
 
 
-def said_by_fit(*argv):
-    "Exit status of `hipro_fit` and the lines on its standard error stream."
+def said_by(function, *argv):
+    "Exit status of a command and the lines on its standard error stream."
     out, err = StringIO(), StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        status = run_command(run_fit, [str(a) for a in argv])
+        status = run_command(function, [str(a) for a in argv])
     return status, err.getvalue().splitlines()
 
 
@@ -60,7 +60,7 @@ def test_what_is_left_out_is_said(untidy, tmp_path):
     }
     lists["art"][:2] = ["RedFox/1", "RedFox/0"]
     (tmp_path / "list.json").write_text(json.dumps(lists), encoding="utf-8")
-    status, lines = said_by_fit(untidy, "--method", "zero_shot", "--seeds", 2, "--train-list",
+    status, lines = said_by(run_fit, untidy, "--method", "zero_shot", "--seeds", 2, "--train-list",
                                 tmp_path / "list.json", "--out", tmp_path / "runs", "--device", "cpu")
     assert status == 0, lines
     wanted = (
@@ -108,11 +108,49 @@ def test_a_pipe_does_not_hang_a_command(tmp_path, name):
     root = image_folder(tmp_path / "data", tasks=("art", "photo"), classes=("apple", "plum"), n=3)
     os.mkfifo(root / name)
     lists = ["--train-list", root / name] if name == "list.json" else ["--shots", 1]
-    status, lines = said_by_fit(
-        root, "--method", "zero_shot", "--seeds", 1, *lists, "--out", tmp_path / "runs")
+    status, lines = said_by(
+        run_fit, root, "--method", "zero_shot", "--seeds", 1, *lists, "--out", tmp_path / "runs")
     assert status == (0 if name.endswith("zz") else 2) and any(
         os.path.basename(name) in line for line in lines), lines
     assert "is a FIFO" in lines[-1] or name.endswith("zz"), lines
+
+
+def test_what_cannot_be_read_is_skipped_to_the_end(tmp_path):
+    """A link to nothing, a FIFO and half a picture, each named like one: with --skip-bad-images the run ends
+    well."""
+    root = image_folder(tmp_path / "data", tasks=("art", "photo"), n=3)
+    (root / "art/apple/lost.png").symlink_to("nowhere")
+    os.mkfifo(root / "art/plum/pipe.png")
+    (root / "photo/plum/half.png").write_bytes((root / "photo/plum/0.png").read_bytes()[:100])
+    words = [root, "--shots", 1, "--method", "zero_shot", "--seeds", 1, "--out", tmp_path / "runs", "--name",
+             "run"]
+    assert said_by(run_fit, *words)[0] == 2
+    for more in ([], ["--resume"]):
+        status, lines = said_by(run_fit, *words, "--skip-bad-images", *more)
+        left = [
+            line
+            for line in lines
+            if "skipped 3 unreadable images: art/apple/lost.png, art/plum/pipe.png" in line]
+        assert status == 0 and len(left) == 1, lines
+
+
+def test_a_pipe_in_a_run_or_a_model_does_not_hang(tmp_path):
+    "A FIFO in the place of each file that a run or a model is read from: refused, and the file named."
+    root, model = image_folder(tmp_path / "data", tasks=("art", "photo"), n=3), save_clip(tmp_path / "model")
+    words = [root, "--shots", 1, "--method", "zero_shot", "--seeds", 1, "--model", model, "--out",
+             tmp_path / "runs", "--name", "run", "--device", "cpu"]
+    assert said_by(run_fit, *words)[0] == 0
+    run, picture = tmp_path / "runs/run", root / "art/apple/0.png"
+    again, name = (run_fit, *words, "--resume"), (run_predict, run, picture)
+    for path, command in ((run / "run.json", again), (run / "run.json", name),
+                          (run / "seed1/results.json", again), (run / "seed1/model.safetensors", name),
+                          (model / "open_clip_config.json", name),
+                          (model / "open_clip_model.safetensors", again), (picture, name), (picture, again)):
+        kept = path.rename(tmp_path / "kept")
+        os.mkfifo(path)
+        status, lines = said_by(*command)
+        assert status == 2 and path.name in "".join(lines), (path, lines)
+        kept.replace(path)
 
 
 # ---------------------------------------------------------------- random trees

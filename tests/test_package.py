@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 
 import pytest
+import yaml
 from project import CFG, LIB, ROOT, copy_project, ordinary_user, other_file_system, run, set_writable
 from tiny import image_folder, save_clip
 
@@ -47,7 +48,9 @@ def sha(data): return hashlib.sha256(data).hexdigest()
 
 
 def expected():
-    return {p.relative_to(ROOT).as_posix(): sha(p.read_bytes()) for p in [*LIB.rglob("*.py"), *ASSETS]}
+    "What an installation has: all modules but the studies, and the data."
+    modules = [p for p in LIB.rglob("*.py") if LIB / "studies" not in p.parents]
+    return {p.relative_to(ROOT).as_posix(): sha(p.read_bytes()) for p in [*modules, *ASSETS]}
 
 
 @pytest.mark.xdist_group("dist")
@@ -162,23 +165,36 @@ def test_readme_says_what_is_needed():
     md = (ROOT / "README.md").read_text(encoding="utf-8")
     five = re.search(r"```python\n(.*?)```", md, re.S)[1].strip().split("\n")
     assert len(five) == 5 and "make demo" in md and "make test" in md
+    assert len(md.encode()) < 8192, "a README is read to its end when it is short"
+    assert "(nbs/fig-method.png)" in md and "(nbs/start/00_from_scratch.ipynb)" in md
+    assert re.findall(r"^@inproceedings\{(\w+),", md, re.M) == ["liu2023hipro", "li2025jscpt"]
 
 
-def test_readme_table_agrees(tmp_path):
+def test_readme_lists_the_parts():
+    "A line for each numbered part of the sidebar, with a link to the first chapter of that part"
+    sidebar = yaml.safe_load((ROOT / "nbs/sidebar.yml").read_text(encoding="utf-8"))
+    _, _, *parts = sidebar["website"]["sidebar"]["contents"]
+    md = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| \[([IVX]+ [^]]+)\]\(nbs/([^)]+)\) \|", md, re.M))
+    assert listed == {p["section"]: p["contents"][0] for p in parts}
+
+
+def test_readme_table_agrees():
     "The README's own small arithmetic equals `hipro_nb.hipro`'s, on planted runs."
     sys.path.insert(0, str(ROOT / "tools"))
     import readme
     from hipro_nb.hipro import Result
-    tasks, seeds = ("a", "b"), (1, 2, 3)
-    ours, other = Result("HiPro", tasks, seeds, [[60, 70], [64, 71], [65, 74]]), Result(
-        "CoOp", tasks, seeds, [[58, 69], [60, 70], [64, 70]])
-    runs = tmp_path / "nbs/studies/runs"
-    runs.mkdir(parents=True)
-    (runs / "mini_x.json").write_text(f"[{other.to_json()}, {ours.to_json()}]", encoding="utf-8")
-    md = readme.results(tmp_path / "nbs", "studies/runs/mini_*.json")
-    i = ours.paired_interval(other)
-    assert f"{i.mean:+.2f} ({i.low:+.2f} to {i.high:+.2f})" in md
-    assert f"| HiPro | {ours.rows()[-1][1]:.2f} ± {ours.rows()[-1][2]:.2f} |" in md and "seeds 1, 2, 3" in md
+    points = {"HiPro": (65, 70, 69.5), "CoOp": (63, 65, 67), "zero-shot": (50, 50, 50)}
+    points |= {"CoOp-MTL": (60, 61, 62), "Shr+Ind": (64, 66, 68), "IMTL": (71, 72, 73)}
+    runs = {m: Result(m, ("a", "b"), (1, 2, 3), [[x - 1, x + 1] for x in xs]) for m, xs in points.items()}
+    found = {m: json.loads(r.to_json()) for m, r in runs.items()}
+    i = runs["HiPro"].paired_interval(runs["CoOp"])
+    row = (
+        f"| drawings | 3 | 50.0 | 65.0 | 61.0 | 66.0 | 68.2 | {i.mean:+.1f} ({i.low:+.1f} to {i.high:+.1f}) |"
+    )
+    assert readme.results_row("drawings", found) == f"{row} IMTL 72.0, HiPro 68.2, Shr+Ind 66.0 |"
+    del found["IMTL"]
+    assert readme.results_row("drawings", found) == f"{row}  |"
 
 
 def test_changelog_names_exist():

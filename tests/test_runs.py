@@ -55,17 +55,17 @@ def test_one_command_at_a_time(home, capfd):
     was killed, the next takes over and says so."""
     folder = home / "runs" / "shared"
     other = Forked("tiny:hold_for_ever", str(folder), sys_path=[ROOT / "tests"])
-    until((folder / HOLDER).exists)
-    for more in ([], ["--resume"]):
-        assert hipro_fit(coop(home, "shared", 2) + more) == 2
-        out, err = capfd.readouterr()
-        assert out == "" and re.search(
-            rf"shared is in use: process {other.pid} on \S+ \(\S+, since 20.*\) works there; wait for"
-            r" its end",
-            err,)
-    assert not (folder / "run.json").exists()
-    other.send_signal(signal.SIGKILL)
-    other.wait()
+    said = rf"shared is in use: process {other.pid} on \S+ \(\S+, since 20.*\) works there; wait for its end"
+    try:
+        until((folder / HOLDER).exists)
+        for more in ([], ["--resume"]):
+            assert hipro_fit(coop(home, "shared", 2) + more) == 2
+            out, err = capfd.readouterr()
+            assert out == "" and re.search(said, err)
+        assert not (folder / "run.json").exists()
+    finally:
+        other.send_signal(signal.SIGKILL)
+        other.wait()
     assert hipro_fit(coop(home, "shared")) == 0
     assert re.search(rf"process {other.pid} on .* was ended before it was done; this command takes over",
                      capfd.readouterr().err)
@@ -97,6 +97,19 @@ def test_another_picture_is_another_run(home, capfd):
     capfd.readouterr()
     assert hipro_fit(argv + ["--resume"]) == 2
     assert "was run on other images" in capfd.readouterr().err
+
+
+def test_validation_images_are_told_of(home, capfd):
+    "In one line, where the method or some of the methods have no use for them."
+    for task in ("art", "photo"):
+        image_folder(home / "parts" / task, tasks=("train", "val", "test"), classes=("apple", "plum"), n=2)
+    def argv(name, **more): return [str(home / "parts"), *words(home, name, None, **more)[1:]]
+    assert hipro_fit(argv("parts", method="zero_shot")) == 0
+    assert "8 validation images (of art, photo) are not used by zero_shot; " in capfd.readouterr().err
+    assert hipro_compare(argv(None, methods="zero_shot,linear_probe", jobs=0)) == 0
+    assert "8 validation images (of art, photo) are used by linear_probe alone; " in capfd.readouterr().err
+    assert hipro_fit(argv("probe", method="linear_probe")) == 0
+    assert "validation" not in capfd.readouterr().err
 
 
 OTHER = dict(n_ctx=3, lr=0.05, epochs=4, batch_size=3, dtype="float64", views=2, chunk=5)

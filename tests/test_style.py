@@ -50,6 +50,14 @@ def test_size_and_outputs(nb):
 
 
 @every
+def test_width(nb):
+    "Code has lines of at most 110 columns; directives (captions, alternative texts) are prose."
+    lines = [(c["index"], l) for c in cells(nb, "code") for l in c["source"].split("\n")]
+    wide = [(i, l) for i, l in lines if len(l) > 110 and not l.startswith("#|")]
+    assert not wide, "lines over 110 columns (cell, line)"
+
+
+@every
 def test_exported_cells_are_small(nb):
     sizes = {c["index"]: len(body(c["source"])) for c in cells(nb, "code") if is_exported(c)}
     assert not {i: n for i, n in sizes.items() if n > 40}, "exported cells over 40 lines (index: lines)"

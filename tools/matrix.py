@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+ASCII = dict(LC_ALL="C", LANG="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 BOOK = "tests/test_notebooks.py"
 TESTS = [f"tests/test_{n}.py" for n in ("cli", "registry", "package", "bad_input")]
@@ -140,6 +141,7 @@ def rows():
         cores_row(1),
         cores_row(2),
         Row("locale", "LC_ALL=C", "rest", env=dict(LC_ALL="C", LANG="C")),
+        Row("ascii", "LC_ALL=C, and Python keeps to it", "rest", env=ASCII),
         odd_row(),
         order_row(),
         user_row(),

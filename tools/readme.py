@@ -1,15 +1,29 @@
-"""Fills the generated cells of nbs/index.ipynb and renders README.md from it; `--check` only says whether both are up to date.
+"""Fills the generated cells of nbs/index.ipynb and renders README.md from it; `--check` only says if both are current.
 
 Generated cells are Markdown cells that start with one of
-    <!-- chapters -->                            a row for every notebook: title, subtitle, module
-    <!-- results studies/runs/mini_*.json --> a column for every file of runs that matches, from the `Result`s in it
+    <!-- picture CHAPTER LABEL -->  a chapter's stored figure, written to nbs/LABEL.png, with its caption
+    <!-- results -->                a row for every file of `RUNS`, from the `Result`s in it
+A cell that starts with <!-- site only --> is on the site and not in the README.
 `make readme` runs this. Needs the standard library, and scipy for the interval.
 """
 
-import argparse, json, os, re, statistics, sys
+import argparse, base64, json, os, re, statistics, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# files of nbs/studies/runs, and what a reader is told about their data
+RUNS = {
+    "mini_families": "drawings, *families*, 4 shots",
+    "mini_domains": "drawings, *domains*, 4 shots",
+    "office_caltech10_4shot": "photographs, office_caltech10, 4 shots",
+    "all_mini_families": "drawings, *families*, 4 shots",
+    "all_mini_domains": "drawings, *domains*, 4 shots, fewer steps",
+    "all_office_caltech10_10": "photographs, office_caltech10, 10%",
+    "all_office_caltech10_20": "photographs, office_caltech10, 20%",
+    "all_cifar100_10": "photographs, CIFAR-100, 10 shots",
+    "all_cifar100_20": "photographs, CIFAR-100, 20 shots",
+}
+FIVE = ("zero-shot", "CoOp", "CoOp-MTL", "Shr+Ind", "HiPro")
 
 
 def text(x): return "".join(x) if isinstance(x, list) else x or ""
@@ -21,102 +35,74 @@ def lines(s): return s.splitlines(keepends=True)
 def load(path): return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-# ---- the chapters
+# ---- the picture
 
-def chapters(nbs):
-    "One row per notebook, in reading order: number, title with link, subtitle, module."
-    rows = ["| | chapter | what it is about | module |", "|---|---|---|---|"]
-    found = [
-        p
-        for p in nbs.rglob("*.ipynb")
-        if p.name != "index.ipynb" and not any(s[0] in "._" for s in p.relative_to(nbs).parts)]
-    for p in sorted(found, key=lambda p: (int(re.match(r"(\d*)", p.name)[1] or 1000), p.as_posix())):
-        cells = load(p)["cells"]
-        head = next(
-            (
-                text(c["source"])
-                for c in cells
-                if c["cell_type"] == "markdown" and text(c["source"]).startswith("# ")),
-            f"# {p.stem}")
-        module = re.search(r"^\s*#\|\s*default_exp\s+(\S+)",
-                           "\n".join(text(c["source"]) for c in cells if c["cell_type"] == "code"), re.M)
-        subtitle = re.search(r"^> *(.*\S)", head, re.M)
-        number = re.match(r"\d*", p.name)[0]
-        row = [number, f"[{head.splitlines()[0][2:].strip()}]({p.relative_to(nbs).as_posix()})",
-               subtitle[1].rstrip(".") if subtitle else "", f"`hipro_nb.{module[1]}`" if module else ""]
-        rows.append("| " + " | ".join(c.replace("|", r"\|") for c in row) + " |")
-    return "\n".join(rows)
+def picture(nbs, chapter, label):
+    "Markdown that shows a chapter's figure as LABEL.png, and that file's bytes."
+    for c in load(nbs / chapter)["cells"]:
+        said = dict(re.findall(r"^#\|\s*([\w-]+):\s*(.*?)\s*$", text(c["source"]), re.M))
+        shown = [o["data"]["image/png"] for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+        if said.get("label") == label and shown:
+            caption, alt = (json.loads(said[k]) for k in ("fig-cap", "fig-alt"))
+            return f"![{alt}]({label}.png)\n\n*{caption}*", base64.b64decode(text(shown[0]))
+    sys.exit(f"{chapter} stores no figure labelled {label}")
 
 
 # ---- the results
 
 def read_results(path):
-    "The `Result`s of one file, as dicts: a single one, a list, or a dict that has the list under `results`."
+    "The `Result`s of one file by method: a list, a dict, or either of them under `results`."
     d = load(path)
     found = d if isinstance(d, list) else d.get("results", [d])
     found = list(found.values()) if isinstance(found, dict) else found
     for r in found:
         missing = {"method", "tasks", "seeds", "accuracy"} - set(r)
         if missing: sys.exit(f"{path}: a result has no {', '.join(sorted(missing))}")
-    return found
+    return {r["method"]: r for r in found}
 
 
 def averages(r): return {s: statistics.fmean(row) for s, row in zip(r["seeds"], r["accuracy"])}
 
 
+def mean(r): return statistics.fmean(averages(r).values())
+
+
 def paired(a, b):
     "Mean of a - b over the seeds that both have, and half the width of its 95% interval (Student's t)."
     from scipy import stats
-    d = [averages(a)[s] - averages(b)[s] for s in a["seeds"] if s in b["seeds"]]
-    return statistics.fmean(d), (
-        stats.t.ppf(0.975, len(d) - 1) * statistics.stdev(d) / len(d) ** 0.5 if len(d) > 1 else float("nan"))
+    one, other = averages(a), averages(b)
+    d = [one[s] - other[s] for s in one if s in other]
+    wide = stats.t.ppf(0.975, len(d) - 1) * statistics.stdev(d) / len(d) ** 0.5
+    return statistics.fmean(d), wide
 
 
-def results_table(path, ours="HiPro"):
-    """One file of runs: methods in rows; average over tasks; HiPro's paired gain; then what was run, where
-    and when."""
-    found = read_results(path)
-    best = next((r for r in found if r["method"] == ours), None)
-    rows = [
-        (
-            f"| {path.stem.replace('_', ' ')} | average accuracy, % | {ours} is better by, points (95%"
-            " interval) |"),
-        "|---|---|---|"]
-    for r in found:
-        a = list(averages(r).values())
-        mean = f"{statistics.fmean(a):.2f}" + (f" ± {statistics.pstdev(a):.2f}" if len(a) > 1 else "")
-        gain = ""
-        if best is not None and r is not best and set(best["seeds"]) & set(r["seeds"]):
-            m, half = paired(best, r)
-            gain = f"{m:+.2f}" + ("" if half != half else f" ({m - half:+.2f} to {m + half:+.2f})")
-        rows.append(f"| {r['method']} | {mean} | {gain} |")
-    first = best or found[0]
-    facts = first.get("facts") or {}
-    shots = next(
-        (f"{k} {v}; " for k, v in (first.get("settings") or {}).items() if k in ("shots", "fraction")), "")
-    seeds = ", ".join(map(str, first["seeds"]))
-    about = (
-        f"{len(first['tasks'])} tasks; {shots}seeds {seeds}; mean ± population deviation over the seeds;"
-        f" {facts.get('date', 'date not noted')}, {facts.get('device', 'device not noted')}, revision"
-        f" {facts.get('revision', 'not noted')}. From `nbs/{path.relative_to(path.parents[2]).as_posix()}`.")
-    return "\n".join(rows) + "\n\n" + about
+def results_row(told, found):
+    "A row of the table: the paper's five methods, HiPro minus CoOp, and the highest of all that were run."
+    m, half = paired(found["HiPro"], found["CoOp"])
+    best = sorted(found.values(), key=mean, reverse=True)[:3] if len(found) > len(FIVE) else []
+    cells = [told, str(len(found["HiPro"]["seeds"])), *(f"{mean(found[k]):.1f}" for k in FIVE)]
+    cells += [f"{m:+.1f} ({m - half:+.1f} to {m + half:+.1f})"]
+    cells += [", ".join(f"{r['method']} {mean(r):.1f}" for r in best)]
+    return "| " + " | ".join(cells) + " |"
 
 
-def results(nbs, pattern):
-    found = sorted(nbs.glob(pattern))
-    if not found: return f"No runs are committed yet: this table is made from `nbs/{pattern}`."
-    return "\n\n".join(results_table(p) for p in found)
+def results(nbs):
+    head = ["data", "seeds", *FIVE, "HiPro - CoOp (95%)", "highest of all methods"]
+    rows = [results_row(told, read_results(nbs / f"studies/runs/{k}.json")) for k, told in RUNS.items()]
+    return "\n".join(["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *rows])
 
 
 def fill(nb, nbs):
-    "The notebook with its generated cells made anew."
+    "The notebook with its generated cells made anew, and the files that they show, by name."
+    files = {}
     for c in nb["cells"]:
-        if c["cell_type"] != "markdown": continue
-        mark = re.match(r"<!-- (chapters|results) ?(\S*) -->", text(c["source"]))
-        if mark:
-            c["source"] = lines(
-                mark[0] + "\n\n" + (chapters(nbs) if mark[1] == "chapters" else results(nbs, mark[2])))
-    return nb
+        found = re.match(r"<!-- (picture|results) ?(\S*) ?(\S*) -->", text(c["source"]))
+        if c["cell_type"] != "markdown" or not found: continue
+        mark, kind, chapter, label = found[0], *found.groups()
+        if kind == "picture": md, files[f"{label}.png"] = picture(nbs, chapter, label)
+        else: md = results(nbs)
+        c["source"] = lines(f"{mark}\n\n{md}")
+    return nb, files
 
 
 # ---- the README
@@ -153,7 +139,7 @@ def render(nb):
     for c in nb["cells"]:
         src = text(c["source"]).strip()
         flags = set(re.findall(r"^#\|\s*(.*?)\s*$", src, re.M))
-        if not src or "hide" in flags: continue
+        if not src or "hide" in flags or src.startswith("<!-- site only -->"): continue
         if c["cell_type"] == "markdown": parts.append(relink(src)); continue
         if c["cell_type"] != "code": continue
         code = "\n".join(l for l in src.split("\n") if not l.startswith("#|")).strip()
@@ -173,16 +159,16 @@ def main():
     parser.add_argument("--root", type=Path, default=ROOT, help="top folder of the project")
     args = parser.parse_args()
     index, readme = args.root / "nbs/index.ipynb", args.root / "README.md"
-    nb = fill(load(index), args.root / "nbs")
-    stale = [
-        p.name
-        for p, new in ((index, dump(nb)), (readme, render(nb)))
-        if not p.exists() or p.read_text(encoding="utf-8") != new]
-    if not args.check:
-        for p, new in ((index, dump(nb)), (readme, render(nb))):
-            if p.name in stale: p.write_text(new, encoding="utf-8")
-        print("up to date" if not stale else "wrote " + ", ".join(stale))
-    elif stale: sys.exit(f"out of date: {', '.join(stale)}; run `make readme`")
+    nb, files = fill(load(index), args.root / "nbs")
+    made = {args.root / "nbs" / name: data for name, data in files.items()}
+    made |= {index: dump(nb).encode(), readme: render(nb).encode()}
+    stale = [p for p, new in made.items() if not p.exists() or p.read_bytes() != new]
+    names = ", ".join(p.name for p in stale)
+    if args.check:
+        if stale: sys.exit(f"out of date: {names}; run `make readme`")
+        return
+    for p in stale: p.write_bytes(made[p])
+    print(f"wrote {names}" if stale else "up to date")
 
 
 if __name__ == "__main__": main()

@@ -10,22 +10,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch, patch_to
+from fastcore.basics import patch
 from jaxtyping import Float, Int64
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor, nn
 
 # %% ../../nbs/methods/49_adapters.ipynb #c8a1d3f2
-from ..data import FeatureStore, FrozenCLIP
+from ..data import BadData, FeatureStore, FrozenCLIP, as_kind
 from ..clip import zero_shot_weights
 from ..affinity import AffinityMeter, task_gradients
 from ..train import TrainConfig
-from ..hipro import Method, task_templates
+from ..hipro import Method, check_alike, check_groups, task_templates
 from ..visual import DeepPromptTower
 from .coop import fit_parameters, gather_train, task_means
 from .visual_prompts import ImageTokens, VisualPromptMethod
@@ -54,7 +55,7 @@ class CLIPAdapter(Method):
         shared:bool=False, # One adapter for all tasks?
         branch:str='image', # What is adapted: 'image' features, or 'text' class weights
         last_relu:bool=True, # A ReLU behind the second layer, as the released code
-        templates:Sequence|None=None, # Hand-written prompts; those of each task, `task_templates`, if None
+        templates:Sequence[str]|None=None, # Hand-written prompts; each task's own `task_templates` if None
         config:TrainConfig=TrainConfig(), # Optimiser, epochs, batch, seed
         store:FeatureStore|None=None, # Where image features are kept
     ):
@@ -81,15 +82,6 @@ def settings(self:CLIPAdapter)->dict: # What `from_settings` needs
     "The settings as plain data"
     return {k: getattr(self, k) for k in self.keys} | dict(config=asdict(self.config))
 
-@patch_to(CLIPAdapter, cls_method=True)
-def from_settings(cls,
-    clip:FrozenCLIP|None, # The frozen model
-    settings:dict, # What `settings` returned
-    **kwargs, # Further arguments, e.g. `store`
-)->CLIPAdapter: # Not fitted yet
-    "A method with the same settings"
-    return cls(clip, **{**settings, 'config': TrainConfig(**settings['config'])}, **kwargs)
-
 # %% ../../nbs/methods/49_adapters.ipynb #00566a3f
 @patch
 def _build(self:CLIPAdapter, tasks):
@@ -114,13 +106,15 @@ def _start(self:CLIPAdapter, m:int)->dict:
 
 # %% ../../nbs/methods/49_adapters.ipynb #f5bc31b4
 @patch
-def _task_logits(self:CLIPAdapter, t:int, x:Float[Tensor,'n d'], w:Float[Tensor,'K d'], model:dict)->Float[Tensor,'n K']:
+def _task_logits(self:CLIPAdapter, t:int, x:Float[Tensor,'n d'], w:Float[Tensor,'K d'],
+                 model:dict)->Float[Tensor,'n K']:
     "Logits of task `t`'s features under an adapter, without the temperature."
     bend = lambda z: adapter(z, model['down'], model['up'], self.alpha, self.last_relu)
     return bend(x) @ w.T if self.branch=='image' else x @ bend(w).T
 
 @patch
-def _losses(self:CLIPAdapter, models:list, task:Int64[Tensor,'B'], image:Int64[Tensor,'B'])->Float[Tensor,'M']:
+def _losses(self:CLIPAdapter, models:list, task:Int64[Tensor,'B'],
+            image:Int64[Tensor,'B'])->Float[Tensor,'M']:
     "Eq. 1 and 2 for every adapter."
     rows = self._data[2][task]+image
     ce = self._data[0].new_zeros(len(task))
@@ -170,8 +164,22 @@ def _state(self:CLIPAdapter)->tuple:
     return {f'model.{m}.{k}': v for m, d in enumerate(self.models) for k, v in d.items()} | {
         f'text.{i}': w for i, w in enumerate(self.text)}, dict(of=self.of)
 
+class _Adapted(TypedDict):
+    of:list[int]
+
+@patch
+def _shapes(self:CLIPAdapter, meta:dict)->dict:
+    n = len(self.tasks)
+    of = [0]*n if self.shared else list(range(n))
+    if as_kind(meta, _Adapted, 'adapters')['of'] != of: raise BadData(f'adapters of tasks: expected {of[:5]}')
+    own = {'down': 'h d', 'up': 'd h', 'log_scale?': ''}
+    models = {f'model.{m}.{k}': letters for m in dict.fromkeys(of) for k,letters in own.items()}
+    heads = {} if self.branch=='image' else {f'head.{i}': f'K{i} d' for i in range(n)}
+    return models | heads | {f'text.{i}': f'K{i} d' for i in range(n)}
+
 @patch
 def _restore(self:CLIPAdapter, tensors:dict, meta:dict)->None:
+    check_alike({k: t for k,t in tensors.items() if k.startswith(('model.', 'text.'))})
     self.of,self.text = meta['of'],[tensors[f'text.{i}'] for i in range(len(meta['of']))]
     self.models = [
         {k.split('.', 2)[2]: v for k, v in tensors.items() if k.startswith(f'model.{m}.')}
@@ -207,7 +215,8 @@ class MmAP(VisualPromptMethod):
     title = 'MmAP'
     def __init__(self,
         clip:FrozenCLIP|None, # The frozen model, with a ViT of open_clip's own
-        n_tokens:int|None=None, # Tokens of a set in each block, T, on both sides; 8 at ViT-B/16 and the same share of a smaller image tower's tokens if None
+        # Tokens of a set in each block, T; if None 8 at ViT-B/16, the same share of a smaller tower's tokens
+        n_tokens:int|None=None,
         depth:int=12, # Blocks with prompts, at most the blocks of the shallower tower
         n_groups:int=2, # Groups of tasks; as many as tasks where there are fewer
         group_epochs:int=10, # Epochs of the run that finds the groups
@@ -306,7 +315,8 @@ class _Watch:
 
 # %% ../../nbs/methods/49_adapters.ipynb #42c39a7e
 @patch
-def _watched(self:MmAP, watch:_Watch, models:list, task:Int64[Tensor,'B'], image:Int64[Tensor,'B'])->Float[Tensor,'M']:
+def _watched(self:MmAP, watch:_Watch, models:list, task:Int64[Tensor,'B'],
+             image:Int64[Tensor,'B'])->Float[Tensor,'M']:
     "The loss of one set on all tasks; every few steps the tasks' gradients go to the meter."
     means = self._losses(models, task, image)
     if watch.meter.wants(watch.step) and watch.meter.n_tasks>1:
@@ -360,6 +370,14 @@ def _fit(self:MmAP, tasks, checkpoint, progress):
 def _state(self:MmAP)->tuple:
     tensors,meta = VisualPromptMethod._state(self)
     return tensors | dict(affinity=self.affinity),meta | dict(task_sets=[list(g) for g in self.task_sets])
+
+class _Sets(TypedDict):
+    task_sets:list[list[int]]
+
+@patch
+def _shapes(self:MmAP, meta:dict)->dict:
+    check_groups(as_kind(meta, _Sets, 'sets of tasks')['task_sets'], len(self.tasks))
+    return VisualPromptMethod._shapes(self, meta) | dict(affinity='N N')
 
 @patch
 def _restore(self:MmAP, tensors:dict, meta:dict)->None:

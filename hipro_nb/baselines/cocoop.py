@@ -11,13 +11,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch, patch_to
+from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor
 from ..data import BadData, FeatureStore, FrozenCLIP
 from ..clip import PromptTower
 from ..train import TrainConfig, tower_key
-from ..hipro import Method
+from ..hipro import Method, check_alike
 from .coop import (fit_parameters, gather_train, pack_models, task_means, task_tower,
                                      unpack_models)
 
@@ -95,15 +95,6 @@ class CoCoOp(Method):
     def settings(self)->dict: # What `from_settings` needs
         "The settings as plain data"
         return dict(n_ctx=self.n_ctx, position=self.position, pairs=self.pairs, config=asdict(self.config))
-
-@patch_to(CoCoOp, cls_method=True)
-def from_settings(cls,
-    clip:FrozenCLIP|None, # The frozen model
-    settings:dict, # What `settings` returned
-    **kwargs, # Further arguments, e.g. `store`
-)->CoCoOp: # Not fitted yet
-    "A method with the same settings"
-    return cls(clip, **{**settings, 'config': TrainConfig(**settings['config'])}, **kwargs)
 
 # %% ../../nbs/methods/41_cocoop.ipynb #87125ed9
 @patch
@@ -196,7 +187,13 @@ def _logits(self:CoCoOp, i:int, x:Float[Tensor,'n d'])->Float[Tensor,'n K']:
 def _state(self:CoCoOp)->tuple: return pack_models(self.models), {}
 
 @patch
+def _shapes(self:CoCoOp, meta:dict)->dict:
+    own = dict(ctx='T w', w1='h d', b1='h', w2='w h', b2='w') | {'log_scale?': ''}
+    return {f'model.{i}.{k}': letters for i in range(len(self.tasks)) for k,letters in own.items()}
+
+@patch
 def _restore(self:CoCoOp, tensors:dict, meta:dict)->None:
+    check_alike({k: t for k,t in tensors.items() if k.startswith('model.')})
     self.models = unpack_models(tensors)
     # where the model is, wherever it was trained
     if self.clip is not None: self._build(replace(self.config, device=None))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
-from fastcore.basics import patch, patch_to
+from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor
 from ..data import BadData, FeatureStore, FrozenCLIP, check_tasks
@@ -47,15 +47,6 @@ class FixedNodes(HiPro):
 def settings(self:FixedNodes)->dict: # What `from_settings` needs
     "The settings as plain data"
     return dict(n_ctx=self.n_ctx, position=self.position, config=asdict(self.config))
-
-@patch_to(FixedNodes, cls_method=True)
-def from_settings(cls,
-    clip:FrozenCLIP|None, # The frozen model
-    settings:dict, # What `settings` returned
-    **kwargs, # Further arguments, e.g. `store`
-)->FixedNodes: # Not fitted yet
-    "A method with the same settings"
-    return cls(clip, **{**settings, 'config': TrainConfig(**settings['config'])}, **kwargs)
 
 # %% ../../nbs/methods/40_coop.ipynb #199eb452
 @patch
@@ -142,7 +133,7 @@ def gather_train(
     tasks:Sequence, # N encoded tasks
     device:torch.device|str='cpu', # Where to put them
     dtype:torch.dtype|None=None, # Precision of the features; their own if None
-)->tuple[Float[Tensor,'n d'],Int[Tensor,'n'],Int[Tensor,'N']]: # All training features, their labels, and where each task begins
+)->tuple[Float[Tensor,'n d'],Int[Tensor,'n'],Int[Tensor,'N']]: # All features, labels, where each task begins
     "Row of image j of task t: `first[t] + j`; `first` stays on the CPU, where batches are drawn"
     x = torch.cat([t.train.x for t in tasks]).to(device, dtype)
     sizes = torch.tensor([len(t.train) for t in tasks])
@@ -324,7 +315,9 @@ def unpack_models(
     tensors:dict, # Tensors of a file, other names too
 )->list: # Parameters of each model, by name
     "What `pack_models` packed"
-    found = [(*k.split('.', 2)[1:], v) for k,v in tensors.items() if k.startswith('model.')]
-    return [
-        {k: v for n, k, v in found if int(n) == m}
-        for m in range(1 + max((int(n) for n, *_ in found), default=-1))]
+    models = {}
+    for k,v in tensors.items():
+        if not k.startswith('model.'): continue
+        _, m, name = k.split('.', 2)
+        models.setdefault(int(m), {})[name] = v
+    return [models[m] for m in sorted(models)]

@@ -11,14 +11,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypedDict
 import numpy as np
 import torch
-from fastcore.basics import patch, patch_to
+from fastcore.basics import patch
 from jaxtyping import Float, Int
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
-from ..data import FeatureStore, FrozenCLIP, Task
+from ..data import FeatureStore, FrozenCLIP, Task, as_kind
 from ..loop import run as run_loop, whole_step
 from ..train import TrainConfig, run_identity, split_hash
 from ..hipro import Method
@@ -87,7 +88,7 @@ def probe_task(
     C:float|None=None, # Searched if None
     share:float=.25, # Part of the training images to hold out where there is no validation split
     seed:int=0, # Of that draw
-)->tuple[Float[Tensor,'K d'],Float[Tensor,'K'],float,dict]: # Weights, intercepts, the C chosen, validation accuracy by C
+)->tuple[Float[Tensor,'K d'],Float[Tensor,'K'],float,dict]: # Weights, intercepts, C chosen, accuracy by C
     "The linear probe of a task"
     stay, out = hold_out(task.train.y, share, seed)
     fit_on, check = (
@@ -125,15 +126,6 @@ class LinearProbe(Method):
     def settings(self)->dict: # What `from_settings` needs
         "The settings as plain data"
         return dict(C=self.C, share=self.share, config=dict(seed=self.config.seed))
-
-@patch_to(LinearProbe, cls_method=True)
-def from_settings(cls,
-    clip:FrozenCLIP|None, # The frozen model
-    settings:dict, # What `settings` returned
-    **kwargs, # Further arguments, e.g. `store`
-)->LinearProbe: # Not fitted yet
-    "A method with the same settings"
-    return cls(clip, **{**settings, 'config': TrainConfig(**settings['config'])}, **kwargs)
 
 # %% ../../nbs/methods/43_linear_probe.ipynb #b22ec904
 class ProbeTrainer:
@@ -188,6 +180,15 @@ def _logits(self:LinearProbe, i:int, x:Float[Tensor,'n d'])->Float[Tensor,'n K']
 def _state(self: LinearProbe) -> tuple:
     return {f'bias.{i}': b for i, b in enumerate(self.biases)}, dict(chosen=self.chosen)
 
+
+class _Chosen(TypedDict):
+    chosen:list[float]
+
+@patch
+def _shapes(self:LinearProbe, meta:dict)->dict:
+    as_kind(meta, _Chosen, 'the strengths that were chosen')
+    n = range(len(self.tasks))
+    return {f'head.{i}': f'K{i} d' for i in n} | {f'bias.{i}': f'K{i}' for i in n}
 
 @patch
 def _restore(self:LinearProbe, tensors:dict, meta:dict)->None:

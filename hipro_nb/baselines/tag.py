@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastcore.basics import patch, patch_to
+from fastcore.basics import patch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -34,7 +34,7 @@ def look_ahead(
     trainer:PromptTrainer, # In the middle of training, before a step
     grads:Float[Tensor,'M N p'], # Each task's gradient at each prompt, on that step's batch
     present:Bool[Tensor,'N'], # Which tasks the batch holds
-)->Float[Tensor,'M N N']: # Loss of task j after the optimiser's step on task i alone; 0 where either is absent
+)->Float[Tensor,'M N N']: # Loss of task j after a step on task i alone; 0 where one is absent
     "Losses on the step's batch after one step on each task's gradient, momentum and decay included."
     c, ahead = trainer.config, grads.new_zeros(*grads.shape[:2], grads.shape[1])
     task, image = trainer.batch(trainer.step)
@@ -250,15 +250,6 @@ def settings(self:TAG)->dict: # What `from_settings` needs
     "The settings as plain data"
     keys = ('n_ctx', 'n_groups', 'search', 'n_shared', 'snapshot_every', 'position')
     return {k: getattr(self, k) for k in keys} | dict(config=asdict(self.config))
-
-@patch_to(TAG, cls_method=True)
-def from_settings(cls,
-    clip:FrozenCLIP|None, # The frozen model
-    settings:dict, # What `settings` returned
-    **kwargs, # Further arguments, e.g. `store`
-)->TAG: # Not fitted yet
-    "A method with the same settings"
-    return cls(clip, **{**settings, 'config': TrainConfig(**settings['config'])}, **kwargs)
 
 # %% ../../nbs/methods/44_tag.ipynb #25b52401
 @patch

@@ -10,21 +10,22 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch, patch_to
+from fastcore.basics import patch
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.func import functional_call
 from tqdm import tqdm
 
 # %% ../../nbs/methods/48_visual_prompts.ipynb #e21d8633
-from ..data import BadData, FeatureStore, FrozenCLIP, Split, clean_name, decode_images
+from ..data import BadData, FeatureStore, FrozenCLIP, Split, as_kind, clean_name, decode_images
 from ..clip import PromptTower, word_ctx, zero_shot_weights
 from ..train import TrainConfig, class_index
-from ..hipro import Method, task_templates
+from ..hipro import Method, check_groups, task_templates
 from ..visual import CoupledPrompts, DeepPromptTower, UnifiedPrompts, VisionTower
 from .coop import fit_parameters, task_means
 
@@ -106,15 +107,6 @@ def settings(self:VisualPromptMethod)->dict: # What `from_settings` needs
     "The settings as plain data"
     return {k: getattr(self, k) for k in self.keys} | dict(config=asdict(self.config))
 
-@patch_to(VisualPromptMethod, cls_method=True)
-def from_settings(cls,
-    clip:FrozenCLIP|None, # The frozen model
-    settings:dict, # What `settings` returned
-    **kwargs, # Further arguments, e.g. `store`
-)->VisualPromptMethod: # Not fitted yet
-    "A method with the same settings"
-    return cls(clip, **{**settings, 'config': TrainConfig(**settings['config'])}, **kwargs)
-
 @patch
 def weights(self:VisualPromptMethod,
     task:str|int, # Name or index of a fitted task
@@ -139,7 +131,7 @@ class VPT(VisualPromptMethod):
         n_tokens:int|None=None,
         depth:int|None=None, # Blocks with prompts, D: 1 is shallow; all of them if None
         shared:bool=False, # One set of prompts for all tasks?
-        templates:Sequence|None=None, # Hand-written prompts; those of each task, `task_templates`, if None
+        templates:Sequence[str]|None=None, # Hand-written prompts; each task's own `task_templates` if None
         config:TrainConfig=TrainConfig(), # Optimiser, epochs, batch, seed
         **kwargs, # `store` and `memory`
     ):
@@ -225,7 +217,8 @@ def _totals(self:VisualPromptMethod, means:Float[Tensor,'N'])->Float[Tensor,'M']
     return torch.stack([means[list(g)].sum() for g in self.groups])
 
 @patch
-def _losses(self:VisualPromptMethod, models:list, task:Int64[Tensor,'B'], image:Int64[Tensor,'B'])->Float[Tensor,'M']:
+def _losses(self:VisualPromptMethod, models:list, task:Int64[Tensor,'B'],
+            image:Int64[Tensor,'B'])->Float[Tensor,'M']:
     "Eq. 1 and 2 for every set of prompts: each image once through the image tower."
     ctxs,prompts = self._all_sides(models)
     prompts,which = (torch.stack(prompts),self.of[task]) if len(prompts)>1 else (prompts[0],None)
@@ -290,6 +283,20 @@ def _state(self:VisualPromptMethod)->tuple:
     tensors |= {f'visual.{m}': v for m, v in enumerate(self.visual)} | {
         f'text.{i}': v for i, v in enumerate(self.text)}
     return tensors,dict(groups=[list(g) for g in self.groups], of=self.of.tolist())
+
+class _Prompted(TypedDict):
+    groups:list[list[int]]
+    of:list[int]
+
+@patch
+def _shapes(self:VisualPromptMethod, meta:dict)->dict:
+    known, n = as_kind(meta, _Prompted, 'prompts'), len(self.tasks)
+    check_groups(known['groups'], n)
+    sets = max(known['of'], default=0) + 1
+    if len(known['of']) != n or min(known['of']) < 0 or sets > n:
+        raise BadData(f"prompts of {known['of'][:5]} for {n} tasks: expected a set of prompts for each task")
+    width = 'v' if self.tower is None else f'{self.tower.width}'
+    return {f'visual.{m}': f'D V {width}' for m in range(sets)} | {f'text.{i}': f'K{i} d' for i in range(n)}
 
 @patch
 def _restore(self:VisualPromptMethod, tensors:dict, meta:dict)->None:

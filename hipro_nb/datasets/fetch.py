@@ -161,7 +161,8 @@ def fetch(
     why = f'nothing came ({stopped}); expected a network, and a server that has the file'
     if wrong: why = f'the file that came has {wrong}; it was removed. Another edition, or damaged on the way'
     if stopped or wrong: raise BadData(f'{remote.url}: {why}') from stopped
-    os.replace(part, path)
+    try: os.replace(part, path)
+    except OSError as e: raise BadData(f'cannot write {path}: {e.strerror or e}; {part.name} is whole') from e
     return path
 
 # %% ../../nbs/pictures/27_fetch.ipynb #c7ab4249

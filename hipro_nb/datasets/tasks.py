@@ -53,7 +53,9 @@ def _scanned(data:DataSet, root:Path, how:Protocol)->list:
         check_counts(pools, data)
         return pools
     except BadData as e: raise BadData(_told(data, str(e))) from e
-    except OSError as e: raise BadData(f'{data.title}: cannot read {e.filename or root}: {e.strerror or e}; expected files that can be read. Nothing was changed') from e
+    except OSError as e:
+        raise BadData(f'{data.title}: cannot read {e.filename or root}: {e.strerror or e}; expected files'
+                      ' that can be read. Nothing was changed') from e
 
 def _pools(data:DataSet, root:Path, how:Protocol, download:bool, progress:bool)->list:
     try: return _scanned(data, root, how)

@@ -6,7 +6,7 @@
 __all__ = ['the_ten', 'ten', 'read_split', 'scan_split', 'scan_aircraft', 'mean_class_accuracy', 'scan_ten']
 
 # %% ../../nbs/pictures/30_ten.ipynb #295a60d5
-import json
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 # %% ../../nbs/pictures/30_ten.ipynb #df5032a8
-from ..data import BadData, Split
+from ..data import BadData, Split, read_json
 from .fetch import RemoteFile
 from .sources import (DataSet, Pool, Protocol, _lines, check_present, entries, find_folder,
                                        inside_root, name_key)
@@ -28,26 +28,25 @@ def read_split(
     path:Path, # A `split_zhou_NAME.json`
 )->tuple: # Part -> rows of path and label; names by label
     "Read CoOp's split file; raise `BadData` that says what is not as it should be."
-    try: d = json.loads(path.read_text(encoding='utf8'))
-    except FileNotFoundError as e:
+    if not os.path.exists(path):
         raise BadData(
             f'no {path.name} in {path.parent}; obtain it from {_coop}. It is never made here: a split of'
-            ' one\'s own is not comparable') from e
-    except ValueError as e: raise BadData(f'{path} is damaged ({e}); obtain it from {_coop}') from e
-    if not isinstance(d, dict) or not {'train', 'val', 'test'} <= d.keys():
+            ' one\'s own is not comparable')
+    try: d = read_json(path)
+    except BadData as e: raise BadData(f'{path} is damaged ({e}); obtain it from {_coop}') from e
+    if not isinstance(d, dict) or not all(isinstance(d.get(k), list) for k in ('train', 'val', 'test')):
         raise BadData(f'{path}: expected the lists train, val and test')
     parts, names = {}, {}
     for k in ('train', 'val', 'test'):
         parts[k] = []
         for i,row in enumerate(d[k]):
-            if not (
-                isinstance(row, list) and len(row) == 3 and isinstance(row[0], str) and str(row[1]).isdigit()
-            ): raise BadData(f'{path}, {k}, row {i}: {str(row)[:80]}, expected path, label and class name')
-            parts[k].append((inside_root(row[0], f'{path.name}, {k}, row {i}'), int(row[1])))
-            if names.setdefault(int(row[1]), row[2]) != row[2]:
+            is_row = isinstance(row, list) and [type(o) for o in row] == [str, int, str] and row[1]>=0
+            if not is_row:
+                raise BadData(f'{path}, {k}, row {i}: {str(row)[:80]}, expected path, label and class name')
+            parts[k].append((inside_root(row[0], f'{path.name}, {k}, row {i}'), row[1]))
+            if names.setdefault(row[1], row[2]) != row[2]:
                 raise BadData(
-                    f'{path}: label {row[1]} is {names[int(row[1])]!r} and {row[2]!r}, expected one name a'
-                    ' label')
+                    f'{path}: label {row[1]} is {names[row[1]]!r} and {row[2]!r}, expected one name a label')
     if sorted(names) != list(range(len(names))):
         raise BadData(f'{path}: labels {sorted(names)[:5]}..., expected 0 to {len(names)-1} without gaps')
     return parts, [names[k] for k in range(len(names))]
@@ -150,7 +149,8 @@ _by_class = {'caltech101', 'oxford_pets', 'oxford_flowers', 'fgvc_aircraft'}
 
 # %% ../../nbs/pictures/30_ten.ipynb #ce26aab1
 _vgg = 'https://www.robots.ox.ac.uk/~vgg/data/'
-_eurosat = 'https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip'
+_eurosat = ('https://huggingface.co/datasets/torchgeo/eurosat/resolve/'
+            'c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip')
 _files = dict(  # address; place; SHA-256, size; where it is unpacked, what comes out
     oxford_pets=(f'{_vgg}pets/data/images.tar.gz', 'oxford_pets/images.tar.gz',
                  '67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d', 791918971, 'oxford_pets',

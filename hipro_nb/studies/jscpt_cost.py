@@ -69,7 +69,7 @@ def run_jscpt_cost(
     path:str|Path, # JSON to write, or to go on with
     text:Sequence[int]=(2, 4, 8, 16, 32), # Numbers of tasks, with text prompts alone
     both:Sequence[int]=(2, 4, 8, 16, 32), # Numbers of tasks, with visual prompts too
-    rounds:int=48, # Timings of each part, shared among the tasks: 24 of 2 tasks, which are quickly timed and noisy; 3 at least
+    rounds:int=48, # Timings of each part, shared among the tasks: 24 for 2 tasks, 3 at least
     seeds:Sequence[int]=(0, 1, 2, 3, 4), # Of prompts, images and batches
 )->dict: # What was written: `settings`, `facts` and `runs`
     "Time scheduled and plain training on the embedded model, with text prompts alone and with both kinds"

@@ -89,7 +89,7 @@ def fusion_seed(
     shots:int=4, # Training images of a class
     n_test:int|None=None, # Test pictures of a class, embedded benchmark only
     n_val:Sequence=N_VAL, # Validation pictures of a class, embedded benchmark only
-)->dict: # Accuracies of the tasks, percent, by fusion; `changed`: test images that renormalising classifies otherwise, percent
+)->dict: # Accuracies by fusion, percent; `changed`: test images that renormalising moves, percent
     "One trained HiPro, all fusions"
     clip = source.open()
     tasks = source.tasks(clip, seed, shots, n_test, max(n_val) if source.model is None else 0)

@@ -59,7 +59,7 @@ def word_record(
     own:str, # The task's own sentence
     shared:str, # The shared one
     others:Sequence=(), # Further sentences
-)->dict: # `accuracy` of own, shared and both; `above`, both minus each, as intervals; `alone` and `pairs`, of all sentences
+)->dict: # `accuracy` of own, shared, both; `above`, both minus each; `alone`, `pairs`, of all sentences
     "All zero-shot accuracies of a task, percent"
     share = lambda h: round(100*float(h.double().mean()), 3)
     kinds = dict(
