@@ -217,7 +217,7 @@ def weigh(self:BilevelTrainer,
     if self.weighting not in ('scheduled', 'frozen'):
         w = {'equal': torch.ones_like(self.fixed), 'random': self.fixed, 'uncertainty': None}[self.weighting]
         return ((self.log_var.neg().exp().detach() if w is None else w), torch.zeros(n),
-                causal_effect(losses.factual, losses.without).detach())
+                causal_effect(losses.factual, getattr(losses, self.contrast)).detach())
     A, e = self.measure(losses, shared, copies)
     with torch.no_grad(): return to_sum_n(self.scheduler(A, e)), A, e
 

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from forked import Forked
+from mutants import mutants, tensor_mutants
+from PIL import Image
 from tiny import image_folder, save_clip
 from torch.testing import assert_close
 
 from hipro_nb.baselines import METHODS, WHERE, method_options
 from hipro_nb.clip import load_clip
-from hipro_nb.data import FeatureStore, load_image_folder, load_tensors
+from hipro_nb.data import BadData, FeatureStore, load_image_folder, load_tensors
 from hipro_nb.hipro import Method
 from hipro_nb.train import TrainConfig
 
@@ -103,6 +105,36 @@ def test_settings(walk, name):
         type(loaded) is METHODS[name]
         and loaded.settings() == walk.method(name).settings()
         and loaded.title == walk.method(name).title)
+
+
+def check_refused(walk, monkeypatch, name, *sample):
+    """A file whose checksum is right and whose contents are not is loaded, if what is wrong changes nothing, or
+    refused; what is loaded predicts. Anything but `BadData` is a fault"""
+    tensors, meta = load_tensors(walk.folder / f"{name}.safetensors")
+    files = [(what, tensors, m) for what, m in mutants(meta, *sample)]
+    files += [(what, t, meta) for what, t in tensor_mutants(tensors, *sample)]
+    features, refused = torch.nn.functional.normalize(torch.ones(1, 32), dim=1), 0
+    for what, *contents in files:
+        monkeypatch.setattr("hipro_nb.hipro.load_tensors", lambda path: contents)
+        for clip in (None, walk.clip):
+            try:
+                m = Method.load("file", clip)
+                given = Image.new("RGB", (24, 20)) if m.needs_images else features
+                assert m.predict(0, given).probs.isfinite().all(), what
+            except BadData: refused += 1
+            except Exception as e: raise AssertionError(f"{name}, {what}: {e!r}") from e
+    assert refused > len(files), "most of it is refused"
+
+
+@pytest.mark.parametrize("name", WHERE)
+def test_a_right_checksum_over_wrong_contents(walk, monkeypatch, name):
+    assert name not in walk.error, walk.error[name]
+    check_refused(walk, monkeypatch, name, 0, 30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WHERE)
+def test_every_wrong_content(walk, monkeypatch, name): check_refused(walk, monkeypatch, name)
 
 
 def members(session):
