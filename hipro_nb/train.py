@@ -508,7 +508,8 @@ def _apply(self:PromptTrainer, g, gs, active):
 def prefix_cost(
     tower:Encoder, # Encoder of a run
 )->float: # Context tokens that a prompt's classes share, over the mean of a class's own tokens
-    "Cost of one prompt's prefix in class sequences, for `snapshot_cost`; 0 for an encoder that shares nothing"
+    """Cost of one prompt's prefix in class sequences, for `snapshot_cost`; 0 for an encoder that shares
+    nothing"""
     if not hasattr(tower, 'tokens'): return 0.
     return tower.tokens.n_shared / tower.tokens.lengths.double().mean().item()
 
