@@ -12,9 +12,10 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 from fastcore.basics import noop, patch
@@ -165,9 +166,16 @@ def _read(self:Checkpoint)->tuple:
     try: return *load_tensors(self.before), self.before, harm
     except BadData as e: raise BadData(f"{harm}. And before it: {e}. Remove both to start afresh") from e
 
+def _sweep(folder, age=86400.):
+    "Remove what a kill left half written, a day ago or more"
+    for part in folder.glob('.*.tmp'):
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime > age: part.unlink()
+
 @patch
 def load(self:Checkpoint)->bool: # Was there something to go on from?
     "Put the state that was kept last into the trainable"
+    _sweep(self.file.parent)
     if not (self.file.exists() or self.before.exists()): return False
     tensors, meta, file, harm = self._read()
     self.check(file, meta)
