@@ -14,7 +14,8 @@ def _numbers(t):
 
 
 def snapshot(o, seen=None):
-    "Nested tuples that stand for `o`: modules with their hooks, dicts in their order, sets sorted; what is met twice is told once."
+    """Nested tuples that stand for `o`: modules with their hooks, dicts in their order, sets sorted; what is
+    met twice is told once."""
     seen = set() if seen is None else seen
     if isinstance(o, PLAIN): return o
     if isinstance(o, torch.Tensor): return _numbers(o)

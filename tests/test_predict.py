@@ -1,4 +1,5 @@
 """Prediction changes nothing: right from any number of threads, after a fork and beside other fits, and the hundred-thousandth picture costs what the first one cost."""
+
 import gc
 import os
 import signal
@@ -42,7 +43,8 @@ def make_task(name="colours"):
 
 
 def fitted(store=None, clip=None):
-    return METHODS["linear_probe"](clip or make_clip(), C=100., store=store).fit([make_task()], progress=False)
+    return METHODS["linear_probe"](clip or make_clip(), C=100.0, store=store).fit(
+        [make_task()], progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,8 @@ def test_threads(known, hasty, tmp_path, where, n):
     method = fitted(store)
     for _ in range(2): assert_close(ask(method, images, n), right)
     if store is None: return
-    for one in (store, FeatureStore(store.dir) if where == "disk" else store): # and the store holds no wrong row
+    # and the store holds no wrong row
+    for one in (store, FeatureStore(store.dir) if where == "disk" else store):
         assert_close(one.features(method.clip, images, progress=False), encode_images(method.clip, images))
 
 
@@ -110,7 +113,8 @@ def test_nothing_is_kept():
     method.predict(0, images[:9])
     before, caches = snapshot(method), snapshot([data._first_of, data._room, data._crews.made.keys()])
     for o in images: method.predict(0, o)
-    method.predict(0, iter(images)), method.predict(0, Split(images, [0] * 60)), method.evaluate([make_task()])
+    method.predict(0, iter(images)), method.predict(0, Split(images, [0] * 60)), method.evaluate(
+        [make_task()])
     assert snapshot(method) == before
     assert snapshot([data._first_of, data._room, data._crews.made.keys()]) == caches
 
@@ -119,7 +123,8 @@ def test_a_fit_keeps_its_own_pictures_and_evaluate_no_others(monkeypatch):
     task = make_task()
     method = METHODS["linear_probe"](make_clip(), C=100.).fit([task], progress=False)
     done = []
-    monkeypatch.setattr(data, "_decode", lambda clip, item, real=data._decode: done.append(item) or real(clip, item))
+    monkeypatch.setattr(
+        data, "_decode", lambda clip, item, real=data._decode: done.append(item) or real(clip, item))
     method.evaluate([task])
     assert not done, "known from the fit"
     other = Task(task.name, task.classnames, task.train, Split(pictures(7), [0] * 7))
@@ -146,7 +151,8 @@ def forked_predictions():
     torch.randn(900, 900) @ torch.randn(900, 900)
     method, images, go_on = fitted(), pictures(6), [True]
     rows = encode_images(method.clip, images).repeat(4000, 1)
-    right = method.predict(0, images).probs, method.predict(0, rows).probs, method.evaluate([make_task()]).accuracy
+    right = (method.predict(0, images).probs, method.predict(0, rows).probs,
+             method.evaluate([make_task()]).accuracy)
     def others():
         while go_on: method.predict(0, images)
     crew = [threading.Thread(target=others) for _ in range(3)]
@@ -154,7 +160,8 @@ def forked_predictions():
     pid = os.fork()
     if not pid:
         signal.alarm(60)
-        same = all(torch.allclose(method.predict(0, x).probs, r, atol=1e-6) for x, r in zip((images, rows), right))
+        same = all(
+            torch.allclose(method.predict(0, x).probs, r, atol=1e-6) for x, r in zip((images, rows), right))
         os._exit(0 if same and method.evaluate([make_task()]).accuracy == right[2] else 3)
     status = os.waitpid(pid, 0)[1]
     go_on.clear()
@@ -164,15 +171,20 @@ def forked_predictions():
 
 
 def test_after_a_fork():
-    status, out, err = Forked("test_predict:forked_predictions", sys_path=[ROOT, ROOT / "tests"], both=True).wait(120)
+    status, out, err = Forked(
+        "test_predict:forked_predictions", sys_path=[ROOT, ROOT / "tests"], both=True).wait(120)
     assert status == 0, out[-2000:]
 
 
 @pytest.mark.parametrize("kind", ["plain", "whole", "deep"])
 def test_text_towers(hasty, kind):
-    "A method whose prompts depend on the image runs the text tower under `predict`: each thread has its own context in it."
+    """A method whose prompts depend on the image runs the text tower under `predict`: each thread has its own
+    context in it."""
     clip, names = make_clip(), ["red", "light green", "blue"]
-    tower = DeepPromptTower(clip, names, 2, whole=True) if kind == "deep" else PromptTower(clip, names, 2, whole=kind == "whole")
+    tower = (
+        DeepPromptTower(clip, names, 2, whole=True)
+        if kind == "deep"
+        else PromptTower(clip, names, 2, whole=kind == "whole"))
     ctx = torch.randn(96, 2, 2, tower.width, generator=torch.Generator().manual_seed(0))
     if kind != "deep": ctx = ctx[:, 0]
     before = snapshot(tower)
