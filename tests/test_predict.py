@@ -232,6 +232,9 @@ def test_a_hundred_thousand_pictures():
         seconds.append(time.perf_counter() - began)
         if i % 10_000 == 9_999:
             gc.collect()
-            sizes.append(int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
+            sizes.append(
+                int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+                * os.sysconf("SC_PAGE_SIZE")
+                / 2**20)
     first, last = (statistics.median(s) for s in (seconds[1000:6000], seconds[-5000:]))
     assert last < 2 * first and sizes[-1] < sizes[1] + 20, (first, last, sizes)
