@@ -411,9 +411,10 @@ def index(self:Method,
 )->int: # Its index
     "Where a task stands among the fitted ones; `BadData` lists them if it is not there"
     if not self.heads: raise BadData(f"{self.title} has not been fitted yet")
-    if task in self.tasks: return self.tasks.index(task)
-    if isinstance(task, int) and -len(self.tasks) <= task < len(self.tasks): return task % len(self.tasks)
-    raise BadData(f"no task {task!r}; this {self.title} was fitted on {', '.join(self.tasks)}")
+    if isinstance(task, str) and task in self.tasks: return self.tasks.index(task)
+    if isinstance(task, (int, np.integer)) and not isinstance(task, bool):
+        if -len(self.tasks) <= task < len(self.tasks): return int(task) % len(self.tasks)
+    raise BadData(f"no task {task!r:.60}; this {self.title} was fitted on {', '.join(self.tasks)}")
 
 @patch
 def weights(self:Method,
