@@ -389,14 +389,19 @@ def check_apart(
 # %% ../nbs/running/70_cli.ipynb #f1acf603
 LOCK, HOLDER = '.lock', '.holder.json'
 
+class _Holder(TypedDict):
+    pid:int
+    host:str
+    command:str
+    since:str
+
 def holder(
     folder:Path, # Folder of a run
 )->str: # Such as 'process 4711 on ada (hipro_fit, since 2026-01-31 09:30 UTC)'; empty where none is named
     "The process that works in a folder, or was killed there, in words"
-    try:
-        own = json.loads((folder/HOLDER).read_text(encoding='utf8'))
-        return f"process {own['pid']} on {own['host']} ({own['command']}, since {own['since']})"
-    except (OSError, ValueError, TypeError, KeyError): return ''
+    try: own = read_json(folder/HOLDER, _Holder)
+    except BadData: return ''
+    return f"process {own['pid']} on {own['host']} ({own['command']}, since {own['since']})"
 
 def _in_use(folder:Path)->BadData:
     "What a second command is told"

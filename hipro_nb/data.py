@@ -465,8 +465,8 @@ def _contents(f, who:str)->bytes:
 def _stored(record:Mapping, who:str):
     "The picture in a record `bytes` and `path` of Hugging Face's"
     raw, path = record.get('bytes'), record.get('path')
-    if raw and isinstance(raw, bytes): return raw
-    if path and isinstance(path, (str, Path)): return Path(path)
+    if isinstance(raw, bytes) and raw: return raw
+    if isinstance(path, (str, Path)) and path: return Path(path)
     raise BadData(
         f'{who} is a dict with {", ".join(map(repr, record)) or "nothing"}; expected bytes or path in it, or'
         f' {_wanted.removeprefix("expected ")}')
@@ -535,7 +535,9 @@ def each_image(
     if (found:=_members(images, 'the picture')) is not None:
         yield from found
         return
-    if hasattr(images, 'images') and hasattr(images, 'labels'): images = images.images # a `Split`
+    if hasattr(images, 'images') and hasattr(images, 'labels'): # a `Split`
+        yield from each_image(images.images)
+        return
     try:
         if isinstance(images, (set, frozenset)) or _is_array(images) and images.ndim!=1: raise TypeError
         items = iter(images)
@@ -677,7 +679,8 @@ def bad_images(
     progress:bool=True, # Show a progress bar on a terminal
 )->dict: # What is wrong, by position, for those that cannot be read to the end
     "Decode every image and tell which are unreadable or truncated, and why."
-    total = len(images) if hasattr(images, '__len__') else None
+    many = isinstance(images, (list, tuple)) or _is_array(images) and images.ndim==4
+    total = len(images) if many else None
     with ThreadPoolExecutor(_threads()) as pool:
         found = _in_order(pool, _trouble, each_image(images), 64)
         return {
@@ -1438,8 +1441,10 @@ def pixels(self:FrozenCLIP,
 # %% ../nbs/paper/01_data.ipynb #a12d8eae
 def _hash_file(path:str|Path)->bytes:
     h = hashlib.sha256()
-    with _open_file(path) as f:
-        while part:=f.read(2**20): h.update(part)
+    try:
+        with _open_file(path) as f:
+            while part:=f.read(2**20): h.update(part)
+    except OSError as e: raise Unreadable(f'{path}: {_reason(e, path, None)}; expected an image file') from e
     return h.digest()
 
 def image_hash(

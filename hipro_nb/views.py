@@ -14,8 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Annotated, TypedDict
 
-import numpy as np, torch
+import msgspec, numpy as np, torch
 from fastcore.basics import patch
 from jaxtyping import Float
 from PIL import Image
@@ -23,7 +24,7 @@ from torch import Tensor
 
 # %% ../nbs/pictures/24_views.ipynb #bca07853
 from .data import (BadData, Features, FeatureStore, FrozenCLIP, Task, _bar, _in_order, _threads,
-                           encode_tasks, image_hash, load_tensors)
+                           encode_tasks, image_hash, load_tensors, open_file, parse_json, read_json)
 
 # %% ../nbs/pictures/24_views.ipynb #2ea9985d
 def crop_box(
@@ -208,6 +209,16 @@ def warn_of_leaks(
     return bool(leaks)
 
 # %% ../nbs/pictures/24_views.ipynb #1d25212e
+class _About(TypedDict):
+    model:str
+    precision:str
+
+class _Shape(TypedDict):
+    shape:Annotated[list[int], msgspec.Meta(min_length=1)]
+
+class _Shard(TypedDict):
+    hash:_Shape
+
 @patch
 def towers(self:FeatureStore,
 )->list: # A dict for each tower: folder, model, precision, shards, images, megabytes
@@ -215,7 +226,7 @@ def towers(self:FeatureStore,
     if self.dir is None or not self.dir.is_dir(): return []
     out = []
     for about in sorted(self.dir.glob('*/about.json')):
-        shards, said = list(about.parent.glob('*.safetensors')), json.loads(about.read_text(encoding='utf8'))
+        shards, said = list(about.parent.glob('*.safetensors')), read_json(about, _About)
         out.append(
             dict(folder=about.parent.name, model=said['model'], precision=said['precision'].split('.')[-1],
                  shards=len(shards), images=sum(_rows(p) for p in shards),
@@ -224,8 +235,9 @@ def towers(self:FeatureStore,
 
 def _rows(shard:Path)->int:
     "Images in a shard, from its header alone; 0 for a damaged one."
-    with suppress(ValueError, KeyError, OSError), open(shard, 'rb') as f:
-        return json.loads(f.read(int.from_bytes(f.read(8), 'little')))['hash']['shape'][0]
+    with suppress(BadData), open_file(shard, 2**32) as (f, size):
+        n = min(int.from_bytes(f.read(8), 'little'), 2**20)
+        return parse_json(f.read(n), _Shard, shard)['hash']['shape'][0]
     return 0
 
 # %% ../nbs/pictures/24_views.ipynb #ded4a241
