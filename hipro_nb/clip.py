@@ -165,7 +165,8 @@ class _Pickle(pickle.Unpickler):
 
 # %% ../nbs/paper/02_clip.ipynb #ed6f7cdb
 def _check_index(file)->None:
-    "Refuse an archive whose index of members is large: each of its entries takes ten times its bytes in memory"
+    """Refuse an archive whose index of members is large: each of its entries takes ten times its bytes in
+    memory"""
     file.seek(max(0, file.seek(0, 2)-2**16-2**8))
     tail = file.read()
     end, end64 = tail.rfind(b'PK\5\6'), tail.rfind(b'PK\6\6')
@@ -180,6 +181,7 @@ def _check_members(z:zipfile.ZipFile, size:int)->None:
     if unpacked > size + _most_pickle:
         raise pickle.UnpicklingError(f'an archive of {size:,} bytes that unpacks to {unpacked:,}')
 
+# %% ../nbs/paper/02_clip.ipynb #2d3ecb7d
 def _zipped(file, size:int)->object:
     "What `torch.save` wrote, or a TorchScript archive's attributes by name"
     _check_index(file)
@@ -250,7 +252,10 @@ def _raw_weights(path:Path)->object:
 
 _inside = ('state_dict','model','model_state_dict','module','net','weights')
 
-def _holds_tensors(x:object)->bool: return isinstance(x, dict) and any(isinstance(v, Tensor) for v in x.values())
+
+def _holds_tensors(x: object) -> bool:
+    return isinstance(x, dict) and any(isinstance(v, Tensor) for v in x.values())
+
 
 def _state(found:object, who:str)->dict:
     "The tensors of a checkpoint, wherever it keeps them"
