@@ -164,17 +164,29 @@ class _Pickle(pickle.Unpickler):
         return self.storage(dtype, key, count)
 
 # %% ../nbs/paper/02_clip.ipynb #ed6f7cdb
-def _check_zip(z:zipfile.ZipFile, size:int)->None:
+def _check_index(file)->None:
+    """Refuse an archive whose index of members is large: each of its entries takes ten times its bytes in
+    memory"""
+    file.seek(max(0, file.seek(0, 2)-2**16-2**8))
+    tail = file.read()
+    end, end64 = tail.rfind(b'PK\5\6'), tail.rfind(b'PK\6\6')
+    long = end64 >= 0 and tail[end+12:end+16]==b'\xff'*4
+    size = int.from_bytes(tail[end64+40:end64+48] if long else tail[end+12:end+16], 'little')
+    if size > _most_pickle: raise pickle.UnpicklingError(f'an index of {size:,} bytes')
+
+def _check_members(z:zipfile.ZipFile, size:int)->None:
     """Refuse an archive that would unpack to more than tensors need: `torch.save` and TorchScript store them
     as they are"""
     unpacked = sum(m.file_size for m in z.infolist())
     if unpacked > size + _most_pickle:
         raise pickle.UnpicklingError(f'an archive of {size:,} bytes that unpacks to {unpacked:,}')
 
+# %% ../nbs/paper/02_clip.ipynb #2d3ecb7d
 def _zipped(file, size:int)->object:
     "What `torch.save` wrote, or a TorchScript archive's attributes by name"
+    _check_index(file)
     with zipfile.ZipFile(file) as z:
-        _check_zip(z, size)
+        _check_members(z, size)
         names,kept = z.namelist(),{}
         pickled = next((n for n in names if n.split('/')[-1]=='data.pkl'), None)
         if pickled is None:
@@ -189,13 +201,19 @@ def _zipped(file, size:int)->object:
                     bytearray(z.read(f'{top}data/{key}')) or bytearray(1), dtype=torch.uint8)
             return kept[key][:z.getinfo(f'{top}data/{key}').file_size].view(dtype)
         found = _Pickle(io.BytesIO(z.read(pickled)), _storage).load()
-        return dict(_attributes(found)) if f'{top}constants.pkl' in names else found
+        return _attributes(found) if f'{top}constants.pkl' in names else found
 
-def _attributes(node:_Shell, top:str=''):
+def _attributes(module:_Shell)->dict:
     "The tensors of a TorchScript module, by name"
-    for k,v in vars(node).items():
-        if isinstance(v, Tensor): yield top+k,v
-        elif isinstance(v, _Shell): yield from _attributes(v, f'{top}{k}.')
+    found,todo = {},[('', module)]
+    for _ in range(2**17): # A pickle may hold itself
+        if not todo: return found
+        top,node = todo.pop()
+        if len(top) > 2**10: break
+        for k,v in vars(node).items():
+            if isinstance(v, Tensor): found[f'{top}{k}'] = v
+            elif isinstance(v, _Shell): todo.append((f'{top}{k}.', v))
+    raise pickle.UnpicklingError('modules in modules without end')
 
 # %% ../nbs/paper/02_clip.ipynb #f782f533
 def _legacy(file, size:int)->object:
@@ -204,11 +222,11 @@ def _legacy(file, size:int)->object:
     if _Pickle(file, _nothing).load() != 0x1950A86A20F9469CFC6C:
         raise pickle.UnpicklingError('neither an archive nor a pickle of PyTorch')
     for _ in range(2): _Pickle(file, _nothing).load()
-    kept = {}
+    kept,left = {},[size]
     def _storage(dtype, key, count):
         if key not in kept:
-            if not 0 <= count * dtype.itemsize <= size - sum(len(o) for o in kept.values()):
-                raise pickle.UnpicklingError(f'it asks for {count:,} numbers')
+            left.append(left.pop() - count*dtype.itemsize)
+            if count < 0 or left[0] < 0: raise pickle.UnpicklingError(f'it asks for {count:,} numbers')
             kept[key] = torch.empty(count*dtype.itemsize, dtype=torch.uint8)
         return kept[key].view(dtype)
     found = _Pickle(file, _storage).load()
@@ -234,14 +252,17 @@ def _raw_weights(path:Path)->object:
 
 _inside = ('state_dict','model','model_state_dict','module','net','weights')
 
+
+def _holds_tensors(x: object) -> bool:
+    return isinstance(x, dict) and any(isinstance(v, Tensor) for v in x.values())
+
+
 def _state(found:object, who:str)->dict:
     "The tensors of a checkpoint, wherever it keeps them"
-    while isinstance(found, dict) and any(isinstance(found.get(k), dict) for k in _inside):
-        name = next(k for k in _inside if isinstance(found.get(k), dict))
-        others = [
-            str(k)
-            for k, v in found.items()
-            if k != name and isinstance(v, dict) and any(isinstance(o, Tensor) for o in v.values())]
+    for _ in range(8):
+        name = next((k for k in _inside if isinstance(found, dict) and isinstance(found.get(k), dict)), None)
+        if name is None: break
+        others = [str(k) for k,v in found.items() if k != name and _holds_tensors(v)]
         if others:
             warnings.warn(f'{who}: {name!r} is read, {", ".join(map(repr, others))} beside it is left out')
         found = found[name]

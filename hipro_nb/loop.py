@@ -231,6 +231,14 @@ def _kept_when_stopped(kept):
         if kept and kept.trainable.clean: kept.save()
         raise
 
+# %% ../nbs/paper/06_loop.ipynb #7214f834
+def _check_end(trainable):
+    "`NonFiniteLoss` where the last step led to what is not finite: no later step would tell of it"
+    for name, t in trainable.state().items():
+        if t.is_floating_point() and not t.isfinite().all():
+            raise NonFiniteLoss(f"step {trainable.step}, the last: {name} is not finite after it; expected a"
+                                " lower lr, or features and parameters of ordinary size")
+
 # %% ../nbs/paper/06_loop.ipynb #1c7009bc
 def run(
     trainable:Trainable, # What to train
@@ -252,5 +260,6 @@ def run(
                 trainable.train_step()
                 obey_waiting()
                 update()
+                if trainable.step == end: _check_end(trainable)
                 if kept and (trainable.step % every == 0 or trainable.step == end): kept.save()
     return trainable
