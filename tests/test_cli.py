@@ -148,12 +148,13 @@ def test_runs_stay_out_of_the_data(home, capfd, monkeypatch):
 def test_predict_refuses_large_images(run, home, capfd, monkeypatch):
     "From the command line's limit on, which holds for the whole process."
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back at the end
-    image = next((home / "data" / "art" / "apple").iterdir())
-    assert hipro_predict([str(run), str(image), "--max-pixels", "479"]) == 2
-    assert f"{image.name} has 24 x 20 pixels; expected at most 479" in capfd.readouterr().err
-    assert hipro_predict([str(run), str(image), "--max-pixels", "480"]) == 0
-    assert hipro_predict([str(run), str(image), "--max-pixels", "0"]) == 2
-    assert "--max-pixels 0: expected at least 1" in capfd.readouterr().err
+    Image.new("RGB", (1001, 1000)).save(home / "large.png")
+    argv = [str(run), str(home / "large.png"), "--max-pixels"]
+    assert hipro_predict([*argv, "1000000"]) == 2
+    assert "large.png (has 1001 x 1000 pixels; expected at most 1,000,000" in capfd.readouterr().err
+    assert hipro_predict([*argv, "1001000"]) == 0
+    assert hipro_predict([*argv, "999"]) == 2
+    assert "--max-pixels 999: expected at least 1000000" in capfd.readouterr().err
 
 
 def test_predict_says_what_is_no_image(run, home, capfd):
