@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Plain', 'FORMATS', 'BadData', 'clean_name', 'check_names', 'safe_name', 'write_atomic', 'check_writable',
            'check_file', 'read_file', 'open_file', 'parse_json', 'as_kind', 'read_json', 'save_tensors', 'load_tensors',
-           'few_shot', 'seats', 'fraction', 'Unreadable', 'one_image', 'each_image', 'as_images', 'open_image',
-           'bad_images', 'Split', 'as_rows', 'Features', 'Task', 'check_tasks', 'contact_sheet', 'image_files',
-           'scan_tasks', 'load_image_folder', 'FrozenCLIP', 'center_slab', 'image_hash', 'FeatureStore', 'settle_fork',
-           'decode_images', 'encode_images', 'encode_tasks']
+           'few_shot', 'seats', 'fraction', 'Unreadable', 'allow_pixels', 'one_image', 'each_image', 'as_images',
+           'open_image', 'bad_images', 'Split', 'as_rows', 'Features', 'Task', 'check_tasks', 'contact_sheet',
+           'image_files', 'scan_tasks', 'load_image_folder', 'FrozenCLIP', 'center_slab', 'image_hash', 'FeatureStore',
+           'settle_fork', 'decode_images', 'encode_images', 'encode_tasks']
 
 # %% ../nbs/paper/01_data.ipynb #b7ae1110
 import hashlib, html, json, math, os, re, stat, threading, time, unicodedata, uuid, warnings
@@ -331,6 +331,14 @@ class Unreadable(BadData):
 FORMATS = ('AVIF', 'BMP', 'GIF', 'HEIF', 'JPEG', 'JPEG2000', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP')
 
 def _most_pixels()->float|int: return Image.MAX_IMAGE_PIXELS or math.inf
+
+def allow_pixels(
+    most:int|None, # Most pixels of a picture; None leaves everything as it is
+)->None:
+    "Set how large a picture may be in this process, which is Pillow's `Image.MAX_IMAGE_PIXELS`"
+    if most is None: return
+    if most<1: raise BadData(f'--max-pixels {most}: expected at least 1')
+    Image.MAX_IMAGE_PIXELS = most
 
 class _Room:
     "Pixels that may be in decoding at a time, in all threads together; a picture larger than that is alone"
