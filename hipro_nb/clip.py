@@ -679,7 +679,8 @@ class ClassTokens:
         self.lead = self._ids(clip.tokenizer, ['x'])[0]
         self.filler,self.n_shared = self.lead[0],dict(end=n_ctx, middle=n_ctx//2, front=0)[position]
         names = [clean_name(n) for n in self.classnames]
-        full,bare = self._names(clip.tokenizer, [f'{n}.' for n in names]),self._names(clip.tokenizer, names)
+        full = self._names(clip.tokenizer, [f'{n}.' for n in names])
+        bare = (self._ids if position=='end' else self._names)(clip.tokenizer, names)
         for o in zip(self.classnames, full, bare): self._check(*o)
         self.own = [self._own(*o) for o in zip(full, bare)]
         self.lengths = torch.tensor([len(o) for o in self.own])
@@ -694,11 +695,12 @@ def _ids(self: ClassTokens, tokenizer, texts: list[str]) -> list[list[int]]:
 def _names(self:ClassTokens, tokenizer, texts:list[str])->list[list[int]]:
     """Ids of texts where they stand: first in `front`, behind other words elsewhere, where some tokenizers
     cut them otherwise"""
-    alone,n = self._ids(tokenizer, texts),len(self.lead)
-    if self.position=='front': return alone
-    behind = self._ids(tokenizer, [f'x {t}' for t in texts])
+    if self.position=='front': return self._ids(tokenizer, texts)
+    n,behind = len(self.lead),self._ids(tokenizer, [f'x {t}' for t in texts])
     fits = [b[:n]==self.lead and not self.frame.is_full(b) for b in behind]
-    return [b[n:] if ok else a for a,b,ok in zip(alone, behind, fits)]
+    lost = [t for t,ok in zip(texts, fits) if not ok]
+    alone = iter(self._ids(tokenizer, lost) if lost else ())
+    return [b[n:] if ok else next(alone) for b,ok in zip(behind, fits)]
 
 @patch
 def _check(self:ClassTokens, name:str, full:list[int], bare:list[int])->None:
