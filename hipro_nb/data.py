@@ -337,7 +337,9 @@ def allow_pixels(
 )->None:
     "Set how large a picture may be in this process, which is Pillow's `Image.MAX_IMAGE_PIXELS`"
     if most is None: return
-    if most<10**6: raise BadData(f'--max-pixels {most}: expected at least 1000000, since towers themselves have large pictures')
+    if most < 10**6:
+        raise BadData(
+            f'--max-pixels {most}: expected at least 1000000, since towers themselves have large pictures')
     Image.MAX_IMAGE_PIXELS = most
 
 class _Room:
