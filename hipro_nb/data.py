@@ -331,6 +331,7 @@ class Unreadable(BadData):
 FORMATS = ('AVIF', 'BMP', 'GIF', 'HEIF', 'JPEG', 'JPEG2000', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP')
 
 def _most_pixels()->float|int: return Image.MAX_IMAGE_PIXELS or math.inf
+def _most_bytes()->float|int: return 8*_most_pixels()+2**20 # 16 bits of four channels, and a header
 
 def allow_pixels(
     most:int|None, # Most pixels of a picture; None leaves everything as it is
@@ -569,8 +570,6 @@ def _is_file(image)->bool: return isinstance(image, (str, Path))
 def _named(image, who:str)->str: return str(image) if _is_file(image) else who
 
 # as many as 16 bits of four channels need, and a header
-def _most_bytes()->float|int: return 8*_most_pixels()+2**20
-
 def _open_file(path:str|Path):
     "An image file, open for reading"
     size = check_file(path).st_size
