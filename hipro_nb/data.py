@@ -444,9 +444,10 @@ def _eight_bit_values(a:np.ndarray, who:str)->np.ndarray:
 def _pixels(a, who:str)->np.ndarray:
     "One picture `h w`, `h w 3` or `h w 4` in bytes, of an array or a tensor"
     a = _numbers(a, who)
+    shape = tuple(a.shape)
     if a.ndim==3 and a.shape[-1] not in (1, 3, 4): a = np.moveaxis(a, 0, -1)
     if not a.size or a.ndim not in (2, 3) or a.ndim == 3 and a.shape[-1] not in (1, 3, 4):
-        raise BadData(f'{who} is of shape {tuple(a.shape)}; {_wanted}')
+        raise BadData(f'{who} is of shape {shape}; {_wanted}')
     return _eight_bit_values(a[...,0] if a.ndim==3 and a.shape[-1]==1 else a, who)
 
 # %% ../nbs/paper/01_data.ipynb #e58bdbe9
