@@ -262,8 +262,13 @@ def _labels(labels)->np.ndarray:
         raise BadData(f'labels of shape {y.shape} and type {y.dtype}: expected one whole number an image')
     return y.astype(np.int64)
 
+def _is_whole(value)->bool: return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+def _is_share(value, low:float|int, high:float|int)->bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and low<=value<=high
+
 def _class_order(labels:np.ndarray, seed:int)->dict:
     "For each class that occurs, the positions of its images in the order of their lots."
+    if not _is_whole(seed): raise BadData(f'seed={seed!r}: expected a whole number')
     out = {}
     for c in np.unique(labels).tolist():
         idx = np.flatnonzero(labels==c)
@@ -284,7 +289,7 @@ def few_shot(
 )->Int64[Tensor,'k']: # Positions of the images drawn, ascending
     """Draw `shots` images of each class that occurs in `labels`; a smaller draw of the same seed lies within
     a larger one."""
-    if shots<1: raise BadData(f'shots={shots}: expected at least 1 image a class')
+    if not _is_whole(shots) or shots<1: raise BadData(f'shots={shots!r}: expected at least 1 image a class')
     order = _class_order(_labels(labels), seed)
     short = {c: len(i) for c,i in order.items() if len(i)<shots}
     if short and not all_if_fewer:
@@ -314,8 +319,8 @@ def fraction(
 )->Int64[Tensor,'k']: # Positions of the images drawn, ascending
     """Draw `frac` of the images, spread over the classes as the images are, at least 1 of each class that
     occurs."""
-    if not 0 < frac <= 1:
-        raise BadData(f'fraction={frac}: expected a number above 0 and up to 1; 10 percent is 0.1')
+    if not _is_share(frac, 0, 1) or frac==0:
+        raise BadData(f'fraction={frac!r}: expected a number above 0 and up to 1; 10 percent is 0.1')
     order = _class_order(_labels(labels), seed)
     if not order: return torch.zeros(0, dtype=torch.int64)
     counts = [len(i) for i in order.values()]
@@ -1225,6 +1230,11 @@ def load_image_folder(
     whatever is wrong."""
     if fraction is not None and shots is not None:
         raise BadData(f'fraction={fraction} and shots={shots}: expected one of the two')
+    if not isinstance(path, (str, os.PathLike)): raise BadData(f'{path!r} names no folder: expected a path')
+    if shots is not None and (not _is_whole(shots) or shots<1):
+        raise BadData(f'shots={shots!r}: expected at least 1 image a class')
+    if fraction is not None and (not _is_share(fraction, 0, 1) or fraction==0):
+        raise BadData(f'fraction={fraction!r}: expected a number above 0 and up to 1; 10 percent is 0.1')
     path = Path(path)
     found = scan_tasks(path)
     tasks = _make_tasks(found, train_list, fraction, shots, seed, {})
@@ -1498,6 +1508,8 @@ class FeatureStore:
         dir:str|Path|None=None, # Folder of the store; in memory only if None
         shard_size:int=1024, # Images in a file, at most
     ):
+        if dir is not None and not isinstance(dir, (str, os.PathLike)):
+            raise BadData(f'{dir!r} names no folder: expected a path for image features')
         if dir is not None and os.path.lexists(dir) and not Path(dir).is_dir():
             raise BadData(f'{dir} is not a folder; expected one for image features, there or to be made')
         self.dir, self.shard_size, self._tables, self._names = (

@@ -79,7 +79,7 @@ def hold_out(
 )->tuple: # Training part, validation part, and in words where the latter comes from
     """What the lower and the upper level learn from; never the test images. `BadData` for a share outside 0
     to 1/2."""
-    if not 0 <= share <= 0.5:
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 0.5:
         raise BadData(f'holdout={share}: expected a share of the training images from 0 to 0.5')
     train, y = task.train, task.train.labels
     if task.val is not None and len(task.val): return train, task.val, 'the validation split'

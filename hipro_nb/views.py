@@ -85,7 +85,8 @@ def encode_views(
     **kwargs, # For `FeatureStore.features`
 )->list: # The tasks with features, `views` rows for each training image
     "Encode tasks with several random views of each training image."
-    if views<1: raise BadData(f'views={views}: expected 1 for plain images, or more')
+    if not isinstance(views, int) or isinstance(views, bool) or views<1:
+        raise BadData(f'views={views!r}: expected 1 for plain images, or more')
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     done = encode_tasks(clip, tasks, store, **kwargs)
     if views==1: return done
@@ -110,7 +111,8 @@ def known_hash(
 )->bytes: # 32 bytes
     "`image_hash`, which reads a file again only when its size or time has changed"
     if not isinstance(image, (str, Path)): return image_hash(image)
-    s = os.stat(image)
+    try: s = os.stat(image)
+    except (OSError, ValueError): return image_hash(image) # says what is wrong with it
     return _file_hash(str(image), s.st_size, s.st_mtime_ns)
 
 # %% ../nbs/pictures/24_views.ipynb #a6423694

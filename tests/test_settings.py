@@ -7,10 +7,13 @@ from inspect import signature
 
 import numpy as np
 import pytest
+import torch
 from hipro_nb.baselines import METHODS
 from hipro_nb.cli import RunSettings
-from hipro_nb.data import BadData
+from hipro_nb.data import BadData, Features, FeatureStore, Task, few_shot, fraction, load_image_folder
+from hipro_nb.schedule import hold_out
 from hipro_nb.train import TrainConfig
+from hipro_nb.views import encode_views
 
 SCALARS = {int, float, bool, str, type(None)}
 ODD = ["x", "", 1.5, math.nan, math.inf, -1, True, None, [1], (), {}, b"1", 1j, 10**400, object(),
@@ -73,3 +76,29 @@ def test_a_method(name):
         if not set(parts(annotation)) <= SCALARS | {TrainConfig}: continue
         for value in ODD:
             if not is_right(value, annotation): refused(lambda v: make(None, **{setting: v}), setting, value)
+
+
+NO_NUMBERS = ["x", "", math.nan, math.inf, -1, True, None, [1], (), {}, b"1", 1j, object()]
+LABELS = [0, 1, 0, 1]
+DRAWS = dict(
+    shots=lambda v: few_shot(LABELS, v), seed=lambda v: few_shot(LABELS, 1, seed=v), fraction=lambda v: fraction(LABELS, v),
+    holdout=lambda v: hold_out(Task("t", ["a", "b"], Features(torch.eye(4), LABELS), Features(torch.eye(4), LABELS)), v),
+    views=lambda v: encode_views(None, [], v))
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_draws(name):
+    for value in NO_NUMBERS:
+        if name == "seed" and value == -1: continue  # any whole number is a seed of a draw
+        with pytest.raises(BadData, match=f"{name}="): DRAWS[name](value)
+
+
+@pytest.mark.parametrize("name", ["shots", "fraction"])
+def test_draws_of_a_folder(tmp_path, name):
+    for value in NO_NUMBERS:
+        if value is None: continue
+        with pytest.raises(BadData, match=f"{name}="): load_image_folder(tmp_path, **{name: value})
+    for value in (None, 3, True, b"x", [tmp_path]):
+        with pytest.raises(BadData, match="names no folder"): load_image_folder(value, shots=1)
+    for value in (3, True, b"x", [tmp_path]):
+        with pytest.raises(BadData, match="names no folder"): FeatureStore(value)
