@@ -81,8 +81,11 @@ def test_a_method(name):
 NO_NUMBERS = ["x", "", math.nan, math.inf, -1, True, None, [1], (), {}, b"1", 1j, object()]
 LABELS = [0, 1, 0, 1]
 DRAWS = dict(
-    shots=lambda v: few_shot(LABELS, v), seed=lambda v: few_shot(LABELS, 1, seed=v), fraction=lambda v: fraction(LABELS, v),
-    holdout=lambda v: hold_out(Task("t", ["a", "b"], Features(torch.eye(4), LABELS), Features(torch.eye(4), LABELS)), v),
+    shots=lambda v: few_shot(LABELS, v),
+    seed=lambda v: few_shot(LABELS, 1, seed=v),
+    fraction=lambda v: fraction(LABELS, v),
+    holdout=lambda v: hold_out(
+        Task("t", ["a", "b"], Features(torch.eye(4), LABELS), Features(torch.eye(4), LABELS)), v),
     views=lambda v: encode_views(None, [], v))
 
 
