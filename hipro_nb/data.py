@@ -336,6 +336,7 @@ class Unreadable(BadData):
 FORMATS = ('AVIF', 'BMP', 'GIF', 'HEIF', 'JPEG', 'JPEG2000', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP')
 
 def _most_pixels()->float|int: return Image.MAX_IMAGE_PIXELS or math.inf
+def _most_together()->int: return Image.MAX_IMAGE_PIXELS or 89_478_485 # bounded, also where a single picture is not
 def _most_bytes()->float|int: return 8*_most_pixels()+2**20 # 16 bits of four channels, and a header
 
 def allow_pixels(
@@ -373,7 +374,7 @@ def _forget_threads()->None:
     _room.empty()
     _locks[:] = [threading.Lock() for _ in _locks]
 
-os.register_at_fork(after_in_child=_forget_threads)
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_forget_threads)
 
 # %% ../nbs/paper/01_data.ipynb #15756755
 # The first picture of each of two kinds, so that a warning that is given for all of them has one text
@@ -607,7 +608,7 @@ def _first_picture(f, who:str, small:bool, stack:ExitStack)->Image.Image:
     "The first picture of an open file, while `stack` is open"
     Image.init()
     im = stack.enter_context(Image.open(f, formats=[k for k in FORMATS if k in Image.OPEN]))
-    stack.enter_context(_room(_check_size(im.size, who), _most_pixels()))
+    stack.enter_context(_room(_check_size(im.size, who), _most_together()))
     if small: im.draft('RGB', (64, 64))
     if im.format in ('TIFF', 'GIF', 'WEBP') and im.is_animated:
         _remark('pages', who, 'has several pages or frames, of which the first is seen')
@@ -617,7 +618,7 @@ def _held(image:Image.Image, who:str, stack:ExitStack)->Image.Image:
     "A picture that the caller holds, decoded where it was not yet"
     with _lock(image):
         if getattr(image, 'tile', None):
-            stack.enter_context(_room(_check_size(image.size, who), _most_pixels()))
+            stack.enter_context(_room(_check_size(image.size, who), _most_together()))
         image.load()
     plain = image.mode=='RGB' and image.getexif().get(0x0112, 1)==1 and 'transparency' not in image.info
     return image if plain else _to_rgb(ImageOps.exif_transpose(image), who)
@@ -1630,7 +1631,7 @@ class _Crews:
         return pool
 
 _crews = _Crews()
-os.register_at_fork(after_in_child=_crews.forked)
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_crews.forked)
 
 def settle_fork()->None:
     "To be called before PyTorch computes: a process that was forked gets along with one thread"
