@@ -38,6 +38,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # %% ../nbs/running/70_cli.ipynb #cbac9f1d
+from .data import allow_pixels
 from .data import (BadData, FeatureStore, Features, FrozenCLIP, Plain, Task, _refuse_bad, _scan,
                            _threads, as_images, as_kind, bad_images, encode_tasks, load_image_folder,
                            load_tensors, read_file, read_json, safe_name, save_tensors, write_atomic)
@@ -70,9 +71,13 @@ def command_parser(
 )->argparse.ArgumentParser: # Its command line
     "The command line of a function: docments become help, `_` becomes `-`"
     p = argparse.ArgumentParser(prog=func.__name__.replace('run_', 'hipro_'), description=func.__doc__)
-    for name,info in docments(func, full=True, returns=False).items():
+    options = docments(func, full=True, returns=False)
+    for name,info in options.items():
         flags, kw = _argument(name, info)
         p.add_argument(*flags, **kw)
+    if {'data', 'images'} & options.keys():
+        p.add_argument('--max-pixels', type=int, metavar='N', help=(
+            'Most pixels of a picture that is opened; 89,478,485 if not given, as Pillow has it'))
     return p
 
 # %% ../nbs/running/70_cli.ipynb #e54cc373
@@ -97,7 +102,7 @@ def run_command(
     warning once"""
     parser = command_parser(func)
     args = vars(parser.parse_args(argv))
-    told = set()
+    most, told = args.pop('max_pixels', None), set()
     def tell(text): print(f'{parser.prog}: {screen_text(text)}', file=sys.stderr, flush=True)
     def _warn(message, *args, **kwargs):
         if str(message) not in told: tell(message)
@@ -108,7 +113,9 @@ def run_command(
         warnings.simplefilter('ignore')
         warnings.filterwarnings('always', category=UserWarning, module='hipro_nb|__main__')
         warnings.showwarning = _warn
-        try: func(**args)
+        try:
+            allow_pixels(most)
+            func(**args)
         except (BadData, NonFiniteLoss) as e:
             tell(e)
             return 2

@@ -23,6 +23,7 @@ from typing import Literal, TypedDict
 # %% ../nbs/running/71_compare.ipynb #7ea4de1b
 import numpy as np
 import torch
+from PIL import Image
 from fastcore.basics import patch
 from tqdm import tqdm
 
@@ -456,10 +457,11 @@ def _serve()->None:
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 # %% ../nbs/running/71_compare.ipynb #7b1f02e9
-def _work(pipe, fit:dict, device:str, progress:bool)->None:
+def _work(pipe, pixels:int|None, fit:dict, device:str, progress:bool)->None:
     "A process: gets its data, fits, sends what became of it and the warnings"
     try:
         _alone()
+        Image.MAX_IMAGE_PIXELS = pixels # as large as in the parent
         data = pipe.recv_bytes()
         _heed(pipe)
         with warnings.catch_warnings(record=True) as heard:
@@ -480,7 +482,7 @@ def start(self:Workers,
     ours, its = self.context.Pipe()
     # by its module's name, which a notebook's own `_work` has not
     work = importlib.import_module('hipro_nb.compare')._work
-    p = self.context.Process(target=work, args=(its, *args), daemon=True)
+    p = self.context.Process(target=work, args=(its, Image.MAX_IMAGE_PIXELS, *args), daemon=True)
     with _one_thread_each():
         if self.context.get_start_method() == 'forkserver': _serve()
         p.start()

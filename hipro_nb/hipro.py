@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Interval', 'Prediction', 'TITLES', 'Result', 'run_facts', 'Comparison', 'compare', 'check_arguments', 'Method',
-           'task_templates', 'ZeroShot', 'HiPro', 'node_slots', 'check_tensors', 'check_alike', 'check_groups']
+           'task_templates', 'ZeroShot', 'HiPro', 'node_slots', 'HiProFit', 'fit_hipro', 'check_tensors', 'check_alike',
+           'check_groups']
 
 # %% ../nbs/paper/08_hipro.ipynb #17974a4c
 import copy, importlib, itertools, json, platform, re, subprocess, warnings
@@ -16,7 +17,7 @@ from datetime import datetime, timezone
 from importlib.metadata import version, PackageNotFoundError
 from inspect import signature
 from pathlib import Path
-from typing import Annotated, Literal, TypedDict, get_args, get_type_hints
+from typing import Annotated, Literal, NamedTuple, TypedDict, get_args, get_type_hints
 
 # %% ../nbs/paper/08_hipro.ipynb #786b9804
 import msgspec
@@ -32,11 +33,11 @@ from .data import BadData, FeatureStore, Features, FrozenCLIP, Plain, Split, Tas
 from .data import as_kind, as_rows, check_names, check_tasks, encode_images, encode_tasks
 from .data import load_tensors, parse_json, save_tensors, settle_fork
 from .escape import html_table, markdown_table, markdown_text, plain_text, text_table
-from .clip import PromptTower, zero_shot_weights
+from .clip import Encoder, FullEncoder, PromptTower, zero_shot_weights
 from .affinity import AffinityMeter
 from .tree import TaskTree, balanced_tree, flat_tree
 from .loop import first_difference
-from .train import BatchPlan, TrainConfig, check_setting, train_prompts
+from .train import BatchPlan, PromptTrainer, TrainConfig, check_setting, class_index, train_prompts
 from .fuse import fuse_weights
 
 # %% ../nbs/paper/08_hipro.ipynb #00a4f0ea
@@ -410,9 +411,10 @@ def index(self:Method,
 )->int: # Its index
     "Where a task stands among the fitted ones; `BadData` lists them if it is not there"
     if not self.heads: raise BadData(f"{self.title} has not been fitted yet")
-    if task in self.tasks: return self.tasks.index(task)
-    if isinstance(task, int) and -len(self.tasks) <= task < len(self.tasks): return task % len(self.tasks)
-    raise BadData(f"no task {task!r}; this {self.title} was fitted on {', '.join(self.tasks)}")
+    if isinstance(task, str) and task in self.tasks: return self.tasks.index(task)
+    if isinstance(task, (int, np.integer)) and not isinstance(task, bool):
+        if -len(self.tasks) <= task < len(self.tasks): return int(task) % len(self.tasks)
+    raise BadData(f"no task {task!r:.60}; this {self.title} was fitted on {', '.join(self.tasks)}")
 
 @patch
 def weights(self:Method,
@@ -753,6 +755,47 @@ def _scale(self:HiPro, i):
     "The model's temperature; the geometric mean over the path where every node learned its own"
     if self.log_scale is None: return self.clip.logit_scale
     return self.log_scale[[m for m,g in enumerate(self.groups) if i in g]].mean().exp()
+
+# %% ../nbs/paper/08_hipro.ipynb #90874cc2
+class HiProFit(NamedTuple):
+    "What the method finds"
+    affinity:Float[Tensor,'N N'] # Eq. 3, mean over shared prompts and snapshots
+    tree:TaskTree # Eq. 4
+    ctx:Float[Tensor,'M T w'] # The prompt of each node
+    heads:tuple # Eq. 5: class weights `K d` of each task
+
+def _trained(trainer:PromptTrainer)->PromptTrainer:
+    for _ in range(trainer.total_steps): trainer.train_step()
+    return trainer
+
+# %% ../nbs/paper/08_hipro.ipynb #8747dfad
+def fit_hipro(
+    encoder:Encoder, # Over `class_index(tasks)[0]`
+    tasks:Sequence, # N tasks of features, two or more
+    config:TrainConfig = TrainConfig(), # Optimiser, epochs, batch, seed
+    scale:float = 100., # 1/τ of Eq. 1
+    n_shared:int = 8, # Shared prompts in whose gradients the affinity is read
+)->HiProFit: # Affinity, tree, prompts and classifiers
+    "Hierarchical prompt learning, from features to one linear classifier a task; `BadData` for a single task"
+    n = len(tasks)
+    if n < 2: raise BadData(f'{n} task: expected two or more, between which there is an affinity')
+    start, meter = encoder.init_ctx(2*n-1 + n_shared, config.seed), AffinityMeter(n)
+    everybody = [tuple(range(n))]*n_shared
+    _trained(PromptTrainer(encoder, tasks, everybody, config, scale, start[2*n-1:], meter))
+    affinity = meter.affinity().float()
+    tree = balanced_tree(affinity)
+    ctx = _trained(PromptTrainer(encoder, tasks, tree.groups, config, scale, start[:2*n-1])).ctx
+    return HiProFit(affinity, tree, ctx, _fused(encoder, tasks, tree.groups, ctx))
+
+@torch.no_grad()
+def _fused(encoder:Encoder, tasks:Sequence, groups:Sequence, ctx:Float[Tensor,'M T w'])->tuple:
+    "Eq. 5 for every task"
+    heads = []
+    for i,ids in enumerate(class_index(tasks)[1]):
+        nodes = [encoder.encode_pairs(ctx, torch.full_like(ids, m), ids) if i in g else None
+                 for m,g in enumerate(groups)]
+        heads.append(fuse_weights(nodes, groups, i))
+    return tuple(heads)
 
 # %% ../nbs/paper/08_hipro.ipynb #d91ca1c2
 @patch

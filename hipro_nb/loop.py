@@ -12,9 +12,10 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 from fastcore.basics import noop, patch
@@ -165,9 +166,16 @@ def _read(self:Checkpoint)->tuple:
     try: return *load_tensors(self.before), self.before, harm
     except BadData as e: raise BadData(f"{harm}. And before it: {e}. Remove both to start afresh") from e
 
+def _sweep(folder, age=86400.):
+    "Remove what a kill left half written, a day ago or more"
+    for part in folder.glob('.*.tmp'):
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime > age: part.unlink()
+
 @patch
 def load(self:Checkpoint)->bool: # Was there something to go on from?
     "Put the state that was kept last into the trainable"
+    _sweep(self.file.parent)
     if not (self.file.exists() or self.before.exists()): return False
     tensors, meta, file, harm = self._read()
     self.check(file, meta)
@@ -223,6 +231,14 @@ def _kept_when_stopped(kept):
         if kept and kept.trainable.clean: kept.save()
         raise
 
+# %% ../nbs/paper/06_loop.ipynb #7214f834
+def _check_end(trainable):
+    "`NonFiniteLoss` where the last step led to what is not finite: no later step would tell of it"
+    for name, t in trainable.state().items():
+        if t.is_floating_point() and not t.isfinite().all():
+            raise NonFiniteLoss(f"step {trainable.step}, the last: {name} is not finite after it; expected a"
+                                " lower lr, or features and parameters of ordinary size")
+
 # %% ../nbs/paper/06_loop.ipynb #1c7009bc
 def run(
     trainable:Trainable, # What to train
@@ -244,5 +260,6 @@ def run(
                 trainable.train_step()
                 obey_waiting()
                 update()
+                if trainable.step == end: _check_end(trainable)
                 if kept and (trainable.step % every == 0 or trainable.step == end): kept.save()
     return trainable

@@ -24,7 +24,7 @@ from fastcore.basics import patch, store_attr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from .affinity import AffinityMeter, copy_prompts, snapshot_overhead, snapshot_route, task_gradients
-from .clip import PromptTower
+from .clip import Encoder, PromptTower
 from .data import BadData, Features, Task, check_tasks, image_hash
 from .loop import NonFiniteLoss, check_finite, forget, run as run_loop, whole_step
 from .loss import member_mask
@@ -318,7 +318,7 @@ def _check_groups(groups, n_tasks, shared):
 class PromptTrainer(Trainer):
     "All nodes' prompts with their optimiser; one `step` trains every node that the batch concerns"
     def __init__(self,
-        tower:PromptTower, # Tower over the tasks' class names
+        tower:Encoder, # Encoder over the tasks' class names
         tasks:Sequence[Task], # Encoded tasks
         groups:Sequence, # Task indices of each node
         config:TrainConfig=TrainConfig(), # Settings
@@ -506,9 +506,11 @@ def _apply(self:PromptTrainer, g, gs, active):
 
 # %% ../nbs/paper/06_train.ipynb #d2386c22
 def prefix_cost(
-    tower:PromptTower, # Tower of a run
+    tower:Encoder, # Encoder of a run
 )->float: # Context tokens that a prompt's classes share, over the mean of a class's own tokens
-    "Cost of one prompt's prefix in class sequences, for `snapshot_cost`"
+    """Cost of one prompt's prefix in class sequences, for `snapshot_cost`; 0 for an encoder that shares
+    nothing"""
+    if not hasattr(tower, 'tokens'): return 0.
     return tower.tokens.n_shared / tower.tokens.lengths.double().mean().item()
 
 @patch

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, TypedDict
 
@@ -102,7 +102,7 @@ def encode_views(
         for t, raw in zip(done, tasks)]
 
 # %% ../nbs/pictures/24_views.ipynb #d32cb7e4
-@cache
+@lru_cache(maxsize=2**17)
 def _file_hash(path:str, size:int, mtime:int)->bytes: return image_hash(path)
 
 def known_hash(

@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 import pytest
 import torch
 from forked import Forked
+from PIL import Image
 from tiny import image_folder, save_clip
 
 from hipro_nb.baselines import METHODS
@@ -142,6 +143,18 @@ def test_runs_stay_out_of_the_data(home, capfd, monkeypatch):
     monkeypatch.chdir(home / "data")
     assert hipro_fit([".", "--model", str(home / "model"), "--shots", "1"]) == 2
     assert "--out runs lies inside " in capfd.readouterr().err and not (home / "data" / "runs").exists()
+
+
+def test_predict_refuses_large_images(run, home, capfd, monkeypatch):
+    "From the command line's limit on, which holds for the whole process."
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back at the end
+    Image.new("RGB", (1001, 1000)).save(home / "large.png")
+    argv = [str(run), str(home / "large.png"), "--max-pixels"]
+    assert hipro_predict([*argv, "1000000"]) == 2
+    assert "large.png (has 1001 x 1000 pixels; expected at most 1,000,000" in capfd.readouterr().err
+    assert hipro_predict([*argv, "1001000"]) == 0
+    assert hipro_predict([*argv, "999"]) == 2
+    assert "--max-pixels 999: expected at least 1000000" in capfd.readouterr().err
 
 
 def test_predict_says_what_is_no_image(run, home, capfd):

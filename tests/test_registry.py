@@ -8,19 +8,23 @@ import sys
 import time
 import traceback
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from forked import Forked
 from mutants import mutants, tensor_mutants
 from PIL import Image
+from snapshot import snapshot
 from tiny import image_folder, save_clip
 from torch.testing import assert_close
 
 from hipro_nb.baselines import METHODS, WHERE, method_options
 from hipro_nb.clip import load_clip
-from hipro_nb.data import BadData, FeatureStore, load_image_folder, load_tensors
+from hipro_nb.data import BadData, FeatureStore, Split, load_image_folder, load_tensors
 from hipro_nb.hipro import Method
 from hipro_nb.train import TrainConfig
 
@@ -28,17 +32,26 @@ pytestmark = pytest.mark.xdist_group("registry")
 SMALL = dict(
     n_ctx=2, n_shared=2, n_tokens=2, n_visual=2, config=TrainConfig(lr=0.01, epochs=2, batch_size=4, seed=3))
 FRESH = """
-import sys
+import os, sys
+import torch
 from hipro_nb.clip import load_clip
 from hipro_nb.data import load_image_folder, save_tensors
 from hipro_nb.hipro import Method
 folder, *names = sys.argv[1:]
-clip, tasks = load_clip(folder + '/model'), load_image_folder(folder + '/data', shots=2)
+clip, tasks, methods = load_clip(folder + '/model'), load_image_folder(folder + '/data', shots=2), {}
+torch.set_num_threads(2)
+torch.randn(900, 900) @ torch.randn(900, 900) # PyTorch's helpers are there, and stay behind when the process forks
 for name in names:
     try:
         method = Method.load(f'{folder}/{name}.safetensors', clip, tasks)
         save_tensors(f'{folder}/{name}.probs', {t.name: method.predict(t.name, t.test.images).probs for t in tasks})
+        methods[name] = method
     except Exception as e: print(name, repr(e))
+if not os.fork():
+    for name,method in methods.items():
+        save_tensors(f'{folder}/{name}.forked', {t.name: method.predict(t.name, t.test).probs for t in tasks})
+    os._exit(0)
+os.wait()
 """
 
 
@@ -94,6 +107,49 @@ def test_method(walk, name):
     assert fresh.exists(), f"a new process could not load it: {walk.said}"
     assert_close(load_tensors(fresh)[0], walk.probs[name], rtol=1e-5, atol=1e-6)
     assert_close(walk.again[name], walk.probs[name], rtol=0, atol=0)
+    assert_close(load_tensors(walk.folder / f"{name}.forked")[0], walk.probs[name], rtol=1e-5, atol=1e-6)
+
+
+def every_form(files):
+    "The same pictures as people have them."
+    arrays = [np.asarray(Image.open(f)) for f in files]
+    batch = torch.tensor(np.stack(arrays)).permute(0, 3, 1, 2)
+    with ExitStack() as stack:
+        yield Split(files, [0] * len(files))
+        yield (Image.open(f) for f in files)
+        yield [f.read_bytes() for f in files]
+        yield [stack.enter_context(open(f, "rb")) for f in files]
+        yield np.stack(arrays)
+        yield batch / 255
+        yield [batch / 255, torch.zeros(len(files), dtype=torch.int64)]
+        yield [(a, 0) for a in arrays]
+
+
+@pytest.mark.parametrize("name", WHERE)
+def test_every_form_of_images(walk, name):
+    assert name not in walk.error, walk.error[name]
+    method = Method.load(walk.folder / f"{name}.safetensors", walk.clip, walk.tasks)
+    task, right = walk.tasks[0], walk.probs[name][walk.tasks[0].name]
+    for images in every_form(task.test.images):
+        assert_close(method.predict(0, images).probs, right, rtol=1e-5, atol=1e-6)
+    assert_close(method.predict(0, task.test.images[0]).probs, right[:1], rtol=1e-5, atol=1e-6)
+    assert method.predict(0, []).probs.shape == (0, right.shape[1])
+    for odd in (7, None, [1], task, {"image": 1}, walk.folder, walk.folder / "none.png", b"no picture"):
+        with pytest.raises(BadData): method.predict(0, odd)
+
+
+@pytest.mark.parametrize("name", WHERE)
+def test_threads(walk, name):
+    "Eight threads at a time, a picture each; what the method and the model hold is what it was before."
+    assert name not in walk.error, walk.error[name]
+    method = Method.load(walk.folder / f"{name}.safetensors", walk.clip, walk.tasks)
+    asked = [(t.name, i) for t in walk.tasks for i in range(len(t.test))] * 2
+    before = snapshot(method)
+    with ThreadPoolExecutor(8) as pool:
+        done = [pool.submit(method.predict, t, walk.tasks[method.index(t)].test.images[i]) for t, i in asked]
+        for (t, i), o in zip(asked, done):
+            assert_close(o.result().probs, walk.probs[name][t][i:i + 1], rtol=1e-5, atol=1e-6)
+    assert snapshot(method) == before
 
 
 @pytest.mark.parametrize("name", WHERE)
