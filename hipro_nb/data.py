@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Plain', 'FORMATS', 'BadData', 'clean_name', 'check_names', 'safe_name', 'write_atomic', 'check_writable', 'as_path',
            'check_file', 'read_file', 'open_file', 'parse_json', 'as_kind', 'read_json', 'save_tensors', 'load_tensors',
-           'few_shot', 'seats', 'fraction', 'Unreadable', 'one_image', 'each_image', 'as_images', 'open_image',
-           'bad_images', 'Split', 'as_rows', 'Features', 'Task', 'check_tasks', 'contact_sheet', 'image_files',
-           'scan_tasks', 'load_image_folder', 'FrozenCLIP', 'center_slab', 'image_hash', 'FeatureStore', 'settle_fork',
-           'decode_images', 'encode_images', 'encode_tasks']
+           'few_shot', 'seats', 'fraction', 'Unreadable', 'allow_pixels', 'one_image', 'each_image', 'as_images',
+           'open_image', 'bad_images', 'Split', 'as_rows', 'Features', 'Task', 'check_tasks', 'contact_sheet',
+           'image_files', 'scan_tasks', 'load_image_folder', 'FrozenCLIP', 'center_slab', 'image_hash', 'FeatureStore',
+           'settle_fork', 'decode_images', 'encode_images', 'encode_tasks']
 
 # %% ../nbs/paper/01_data.ipynb #b7ae1110
 import hashlib, html, json, math, os, re, stat, threading, time, unicodedata, uuid, warnings
@@ -339,6 +339,16 @@ FORMATS = ('AVIF', 'BMP', 'GIF', 'HEIF', 'JPEG', 'JPEG2000', 'MPO', 'PNG', 'PPM'
 
 def _most_pixels()->float|int: return Image.MAX_IMAGE_PIXELS or math.inf
 
+def allow_pixels(
+    most:int|None, # Most pixels of a picture; None leaves everything as it is
+)->None:
+    "Set how large a picture may be in this process, which is Pillow's `Image.MAX_IMAGE_PIXELS`"
+    if most is None: return
+    if most < 10**6:
+        raise BadData(
+            f'--max-pixels {most}: expected at least 1000000, since towers themselves have large pictures')
+    Image.MAX_IMAGE_PIXELS = most
+
 class _Room:
     "Pixels that may be in decoding at a time, in all threads together; a picture larger than that is alone"
     def __init__(self): self.empty()
@@ -472,8 +482,8 @@ def _contents(f, who:str)->bytes:
 def _stored(record:Mapping, who:str):
     "The picture in a record `bytes` and `path` of Hugging Face's"
     raw, path = record.get('bytes'), record.get('path')
-    if raw and isinstance(raw, bytes): return raw
-    if path and isinstance(path, (str, Path)): return Path(path)
+    if isinstance(raw, bytes) and raw: return raw
+    if isinstance(path, (str, Path)) and path: return Path(path)
     raise BadData(
         f'{who} is a dict with {", ".join(map(repr, record)) or "nothing"}; expected bytes or path in it, or'
         f' {_wanted.removeprefix("expected ")}')
@@ -542,7 +552,9 @@ def each_image(
     if (found:=_members(images, 'the picture')) is not None:
         yield from found
         return
-    if hasattr(images, 'images') and hasattr(images, 'labels'): images = images.images # a `Split`
+    if hasattr(images, 'images') and hasattr(images, 'labels'): # a `Split`
+        yield from each_image(images.images)
+        return
     try:
         if isinstance(images, (set, frozenset)) or _is_array(images) and images.ndim!=1: raise TypeError
         items = iter(images)
@@ -684,7 +696,8 @@ def bad_images(
     progress:bool=True, # Show a progress bar on a terminal
 )->dict: # What is wrong, by position, for those that cannot be read to the end
     "Decode every image and tell which are unreadable or truncated, and why."
-    total = len(images) if hasattr(images, '__len__') else None
+    many = isinstance(images, (list, tuple)) or _is_array(images) and images.ndim==4
+    total = len(images) if many else None
     with ThreadPoolExecutor(_threads()) as pool:
         found = _in_order(pool, _trouble, each_image(images), 64)
         return {
@@ -1445,8 +1458,10 @@ def pixels(self:FrozenCLIP,
 # %% ../nbs/paper/01_data.ipynb #a12d8eae
 def _hash_file(path:str|Path)->bytes:
     h = hashlib.sha256()
-    with _open_file(path) as f:
-        while part:=f.read(2**20): h.update(part)
+    try:
+        with _open_file(path) as f:
+            while part:=f.read(2**20): h.update(part)
+    except OSError as e: raise Unreadable(f'{path}: {_reason(e, path, None)}; expected an image file') from e
     return h.digest()
 
 def image_hash(
