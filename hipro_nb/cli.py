@@ -489,12 +489,12 @@ def _as_now(old:dict, new:dict)->dict:
 def _at_its_place(old:dict, new:dict)->dict:
     """`old` with the model's name and place of `new`, where both have the same model: a folder may have been
     moved"""
-    if not isinstance(old.get('clip'), dict) or old['clip'].get('key') != new['clip']['key']: return old
-    place = {
-        k: new['settings'][k]
-        for k in ('model', 'pretrained')
-        if k in new['settings'] and k in old['settings']}
-    return old | dict(settings=old['settings'] | place, clip=old['clip'] | dict(name=new['clip']['name']))
+    parts = [o.get(k) for k in ('settings', 'clip') for o in (old, new)]
+    if not all(isinstance(p, dict) for p in parts): return old
+    settings, now, clip, here = parts
+    if clip.get('key') != here.get('key'): return old
+    place = {k: now[k] for k in ('model', 'pretrained') if k in now and k in settings}
+    return old | dict(settings=settings | place, clip=clip | dict(name=here.get('name')))
 
 # %% ../nbs/running/70_cli.ipynb #48523d23
 def check_record(
@@ -523,8 +523,15 @@ class _Names(TypedDict, total=False):
     model:str|None
     pretrained:str|None
 
-class _RunFile(TypedDict):
+class _Clip(TypedDict):
+    name:str
+    key:str
+
+class _RunMust(TypedDict):
     settings:_Names
+
+class _RunFile(_RunMust, total=False):
+    clip:_Clip
 
 def read_run(
     folder:str|Path, # Folder of a run

@@ -287,6 +287,9 @@ class _Cost(TypedDict, total=False):
     resumed:bool
     trained_with:str|None
 
+class _Record(TypedDict, total=False):
+    settings:dict[str,Plain]
+
 class _CostOfRun(TypedDict):
     seconds:float
     peak_mib:float|None
@@ -728,11 +731,14 @@ def read_runs(
         costs[n] = cost[0] | dict(seconds=float(np.mean([c['seconds'] for c in cost])),
                                   cpu_seconds=_mean_cpu(cost), peak_mib=max(known, default=None),
                                   resumed=any(c['resumed'] for c in cost))
-    table = MethodTable(results, costs, record=read_json(folder/'run.json', dict[str,Plain]))
+    record = read_json(folder/'run.json', dict[str,Plain])
+    as_kind(record, _Record, folder/'run.json')
+    table = MethodTable(results, costs, record=record)
     trees = {}
     for s in seeds if table.against in names else ():
         m = Method.load(folder/table.against/f'seed{s}'/'model.safetensors')
-        if m.affinity is not None: trees[s] = dict(affinity=m.affinity.tolist(), tree=m.tree.to_dict())
+        if getattr(m, 'affinity', None) is None or m.tree is None: continue
+        trees[s] = dict(affinity=m.affinity.tolist(), tree=m.tree.to_dict())
     return replace(table, trees=trees).measure_gains()
 
 # %% ../nbs/running/71_compare.ipynb #2d1fda29
@@ -881,9 +887,6 @@ class _Interval(TypedDict):
 class _Tree(TypedDict):
     affinity:list[list[float]]
     tree:dict[str,Plain]
-
-class _Record(TypedDict, total=False):
-    settings:dict[str,Plain]
 
 class _Table(TypedDict):
     kind:Literal['hipro_nb table']

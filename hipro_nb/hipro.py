@@ -218,6 +218,7 @@ class _Facts(TypedDict, total=False):
     device:str
     date:str
     versions:dict[str,str]
+    record:dict[str,Plain]
 
 # %% ../nbs/paper/08_hipro.ipynb #47d87e12
 @patch_to(Result, cls_method=True)

@@ -1,4 +1,4 @@
-"What a file may say when a stranger wrote it: plain values with one place changed, tensors with one of them changed, bytes."
+"What a file may say when a stranger wrote it: plain values, tensors or bytes with one place changed."
 
 import copy
 import random

@@ -21,8 +21,8 @@ import numpy as np
 from fastcore.basics import patch
 
 # %% ../../nbs/pictures/26_sources.ipynb #6b0b1110
-from ..data import (BadData, Split, Task, check_names, clean_name, few_shot, fraction, image_files,
-                           read_file)
+from ..data import (BadData, Split, Task, as_path, check_names, clean_name, few_shot, fraction,
+                           image_files, read_file)
 
 # %% ../../nbs/pictures/26_sources.ipynb #bcc0b34f
 @dataclass(frozen=True)
@@ -303,8 +303,10 @@ def read_list(
     source:str='', # Where the list is obtained, for the message
 )->list: # Pairs of relative path and label
     "Read a list of files with labels; raise `BadData` with the line that has another form."
-    out = []
-    for i,line in enumerate(_lines(path, source), 1):
+    out, path = [], as_path(path)
+    try: lines = _lines(path, source)
+    except OSError as e: raise BadData(f'cannot read the list {path}: {e.strerror or e}') from e
+    for i,line in enumerate(lines, 1):
         if not line.strip(): continue
         name, _, label = line.strip().rpartition(' ')
         if not name or not re.fullmatch('[0-9]+', label):
@@ -394,7 +396,7 @@ def read_classnames(
     root:Path, # Folder in which `classnames.txt` may lie
 )->dict: # Folder name -> words; empty without the file
     "Read the table of class names beside the folders, if there is one."
-    path, out = root/'classnames.txt', {}
+    path, out = as_path(root)/'classnames.txt', {}
     if not os.path.lexists(path): return {}
     try: lines = _lines(path)
     except OSError as e:

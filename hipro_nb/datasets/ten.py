@@ -16,7 +16,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 # %% ../../nbs/pictures/30_ten.ipynb #df5032a8
-from ..data import BadData, Split, read_json
+from ..data import BadData, Split, as_path, read_json
 from .fetch import RemoteFile
 from .sources import (DataSet, Pool, Protocol, _lines, check_present, entries, find_folder,
                                        inside_root, name_key)
@@ -28,6 +28,7 @@ def read_split(
     path:Path, # A `split_zhou_NAME.json`
 )->tuple: # Part -> rows of path and label; names by label
     "Read CoOp's split file; raise `BadData` that says what is not as it should be."
+    path = as_path(path)
     if not os.path.exists(path):
         raise BadData(
             f'no {path.name} in {path.parent}; obtain it from {_coop}. It is never made here: a split of'
