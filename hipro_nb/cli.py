@@ -518,6 +518,7 @@ def check_record(
             raise BadData(f'{folder} was run with other settings: {diff}; use the same, or another --name')
     write_atomic(folder/'run.json', json.dumps(record, indent=1, ensure_ascii=False))
 
+# %% ../nbs/running/70_cli.ipynb #7a54b57f
 class _Names(TypedDict, total=False):
     data:str
     model:str|None

@@ -343,7 +343,8 @@ class Unreadable(BadData):
 FORMATS = ('AVIF', 'BMP', 'GIF', 'HEIF', 'JPEG', 'JPEG2000', 'MPO', 'PNG', 'PPM', 'TIFF', 'WEBP')
 
 def _most_pixels()->float|int: return Image.MAX_IMAGE_PIXELS or math.inf
-def _most_together()->int: return Image.MAX_IMAGE_PIXELS or 89_478_485 # bounded, also where a single picture is not
+# bounded, also where a single picture is not
+def _most_together()->int: return Image.MAX_IMAGE_PIXELS or 89_478_485
 def _most_bytes()->float|int: return 8*_most_pixels()+2**20 # 16 bits of four channels, and a header
 
 def allow_pixels(

@@ -102,6 +102,6 @@ def test_draws_of_a_folder(tmp_path, name):
         if value is None: continue
         with pytest.raises(BadData, match=f"{name}="): load_image_folder(tmp_path, **{name: value})
     for value in (None, 3, True, b"x", [tmp_path]):
-        with pytest.raises(BadData, match="names no folder"): load_image_folder(value, shots=1)
+        with pytest.raises(BadData, match="names no file"): load_image_folder(value, shots=1)
     for value in (3, True, b"x", [tmp_path]):
         with pytest.raises(BadData, match="names no folder"): FeatureStore(value)
