@@ -637,7 +637,7 @@ def by_nobody(f):
     ("office_home", lambda t: office_home(t / "office_home"), ".", "cannot read the folder {}: Permission denied; expected ROOT/<task>/<class>/*"),
     ("office_home", lambda t: office_home(t / "office_home"), "office_home", "office_home: Permission denied; expected ROOT/<task>/<class>/*"),
     ("office_home", lambda t: office_home(t / "office_home"), "office_home/Art", "office_home/Art: Permission denied"),
-    ("domainnet", lambda t: domain_lists(t / "domainnet", DOMAINS, "splits", ("bed",)), "domainnet/splits/real_test.txt", "cannot read {}: Permission denied"),
+    ("domainnet", lambda t: domain_lists(t / "domainnet", DOMAINS, "splits", ("bed",)), "domainnet/splits/real_test.txt", "cannot read the list {}: Permission denied"),
     ("domainnet", lambda t: domain_lists(t / "domainnet", DOMAINS, "splits", ("bed",)), "domainnet/real/bed", "cannot read {}: Permission denied"),
     ("dtd", the_ten, "dtd/split_zhou_DescribableTextures.json", "cannot read {}: Permission denied"),
     ("dtd", the_ten, "dtd/images", "dtd/images/abc: Permission denied"),
