@@ -6,7 +6,7 @@
 __all__ = ['RIDGE', 'RIDGES', 'Stack', 'stack_tasks', 'spread_own', 'Descent', 'descend', 'fit_weights', 'weight_change',
            'check_ridge', 'deal_folds', 'held_loss', 'without_folds', 'Choice', 'choose_ridge']
 
-# %% ../../nbs/methods/52_text_probe.ipynb #d356eeb9
+# %% ../../nbs/methods/52_text_probe.ipynb #f843c6ef
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from ..data import BadData
+from ..tasks import BadData
 
-# %% ../../nbs/methods/52_text_probe.ipynb #c41fdd08
+# %% ../../nbs/methods/52_text_probe.ipynb #dc41cc84
 @dataclass(frozen=True)
 class Stack:
     "The training images of N tasks side by side, padded"
@@ -37,7 +37,7 @@ class Stack:
         z = self.scale * torch.einsum('jnd,...jkd->...jnk', x, weights)
         return z.masked_fill(~self.open[:, None], -1e9)
 
-# %% ../../nbs/methods/52_text_probe.ipynb #6f6651e4
+# %% ../../nbs/methods/52_text_probe.ipynb #e54c3dbb
 def stack_tasks(
     tasks:Sequence, # N tasks of features
     text:Sequence, # Class weights `K d` of each task, unit norm or fused
@@ -65,7 +65,7 @@ def _check_text(tasks, text, scale)->None:
             raise BadData(f'task {t.name!r}: class weights of shape {shape}; expected finite {wanted}')
     if not 0 < scale < float('inf'): raise BadData(f'scale is {scale}; expected a finite number above 0')
 
-# %% ../../nbs/methods/52_text_probe.ipynb #a92195aa
+# %% ../../nbs/methods/52_text_probe.ipynb #1b16facb
 def spread_own(
     stack:Stack, # The tasks
 )->Callable: # Coefficients `B N n K` -> sums over the images `B N K d`
@@ -75,7 +75,7 @@ def spread_own(
         return torch.einsum('bjnk,jnd->bjkd', coef, stack.x)
     return spread
 
-# %% ../../nbs/methods/52_text_probe.ipynb #d4ebd5b2
+# %% ../../nbs/methods/52_text_probe.ipynb #55d5d24f
 def _dot(a, b)->Float[Tensor,'B']: return (a*b).flatten(1).sum(1)
 def _tall(v): return v[:, None, None, None]
 
@@ -103,7 +103,7 @@ class Descent:
         "What coefficients do to the logits"
         return torch.einsum('jnd,bjkd->bjnk', self.stack.x, self.spread(coef))/self.ridge
 
-# %% ../../nbs/methods/52_text_probe.ipynb #94a51cf5
+# %% ../../nbs/methods/52_text_probe.ipynb #65278637
 def _slope(self:Descent, length, along, linear, square)->tuple:
     "First and second derivative of the objective at a length along a direction"
     p = (self.logits + _tall(length)*along).softmax(-1)
@@ -126,7 +126,7 @@ def _best_length(self:Descent, step, along)->Float[Tensor,'B']:
         length = new
     return length
 
-# %% ../../nbs/methods/52_text_probe.ipynb #edc2300e
+# %% ../../nbs/methods/52_text_probe.ipynb #4dbc1545
 def descend(
     d:Descent, # The problems, at any state
     tol:float=1e-5, # Norm of the residual against the first one's, at which a problem is solved
@@ -149,7 +149,7 @@ def descend(
         d.along, d.before = (step, along), (moved, size)
     return steps
 
-# %% ../../nbs/methods/52_text_probe.ipynb #92cad281
+# %% ../../nbs/methods/52_text_probe.ipynb #493565b5
 # Without images held back: between what these prefer on drawings (.02 to .1) and on photographs (.001)
 RIDGE = .02
 
@@ -178,7 +178,7 @@ def check_ridge(
     "`BadData` unless it is a finite number above 0"
     if not 0 < ridge < float('inf'): raise BadData(f'ridge is {ridge}; expected a finite number above 0')
 
-# %% ../../nbs/methods/52_text_probe.ipynb #f1bcb94f
+# %% ../../nbs/methods/52_text_probe.ipynb #e254838f
 def deal_folds(
     stack:Stack, # The tasks
     k:int=4, # Folds
@@ -212,7 +212,7 @@ def without_folds(
     "The images that each fold's fit learns from"
     return torch.stack([stack.there*(fold != f) for f in range(k)])
 
-# %% ../../nbs/methods/52_text_probe.ipynb #e50e36de
+# %% ../../nbs/methods/52_text_probe.ipynb #313d1961
 RIDGES = (3., 1., .3, .1, .03, .01, .003, .001, .0003, .0001)
 
 class Choice(NamedTuple):
