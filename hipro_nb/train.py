@@ -108,7 +108,7 @@ class TrainConfig:
 def plain_settings(
     settings, # A dataclass of settings
 )->dict: # Plain values by field
-    "Its fields; those that came later (`since`) only where they are not at their default, as older files have it"
+    "Its fields; later ones (`since`) only where they are not at their default, as older files have it"
     late = {f.name: f.default for f in fields(settings) if 'since' in f.metadata}
     return {k: v for k,v in asdict(settings).items() if k not in late or v != late[k]}
 
