@@ -1,4 +1,4 @@
-"DESIGN.md's 'Bad input': every error names the culprit, says what was expected, comes before training and loses nothing."
+"Bad input: every error names the culprit, says what was expected, comes before training and loses nothing."
 
 import errno
 import json

@@ -1,5 +1,6 @@
-"""The library on a GPU: every method, its numbers those of the CPU, what it saves usable elsewhere. `make test` shows it on a stand-in (`stand_in.py`), which
-refuses what CUDA refuses; `make test-gpu` shows the same on a real one."""
+"""The library on a GPU: every method, its numbers those of the CPU, what it saves usable elsewhere. `make
+test` shows it on a stand-in (`stand_in.py`), which refuses what CUDA refuses; `make test-gpu` shows the same
+on a real one."""
 
 import contextlib
 import io

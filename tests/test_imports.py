@@ -1,4 +1,5 @@
-"A chapter imports only from chapters above it, by name; the chapters that are mathematics import no models or data; importing the package is light."
+"""A chapter imports only from chapters above it, by name; the chapters that are mathematics import no models
+or data; importing the package is light."""
 
 import ast
 import sys

@@ -1,4 +1,5 @@
-"""Prediction changes nothing: right from any number of threads, after a fork and beside other fits, and the hundred-thousandth picture costs what the first one cost."""
+"""Prediction changes nothing: right from any number of threads, after a fork and beside other fits, and the
+hundred-thousandth picture costs what the first one cost."""
 
 import gc
 import os
