@@ -14,7 +14,7 @@ from importlib import import_module
 
 # %% ../nbs/running/78_package.ipynb #8e74a1ca
 _WHERE = {'tasks': ('BadData', 'Task', 'Features'),
-          'prompt': ('FrozenCLIP',),
+          'frozen': ('FrozenCLIP',),
           'images': ('Split',),
           'store': ('FeatureStore',),
           'folders': ('load_image_folder',),

@@ -31,11 +31,12 @@ from torch import Tensor
 # %% ../nbs/paper/08_hipro.ipynb #42334960
 from .tasks import BadData, Features, Task, as_rows, check_names, check_tasks, plain_text
 from .store import FeatureStore, encode_images, encode_tasks, settle_fork
-from .prompt import FrozenCLIP
+from .frozen import FrozenCLIP
+from .prompt import Encoder, FullEncoder, zero_shot_weights
 from .files import Plain, as_kind, load_tensors, parse_json, save_tensors
 from .images import Split, as_images
 from .escape import html_table, markdown_table, markdown_text, text_table
-from .clip import Encoder, FullEncoder, PromptTower, zero_shot_weights
+from .tower import PromptTower
 from .affinity import AffinityMeter
 from .tree import TaskTree, balanced_tree, flat_tree
 from .loop import first_difference

@@ -24,7 +24,7 @@ from tiny import image_folder, random_clip, save_clip, square, text, vision
 
 from hipro_nb.cli import (hipro_fit, hipro_predict, load_run, read_bench, read_results, read_run,
                           summary)
-from hipro_nb.clip import load_clip
+from hipro_nb.zoo import load_clip
 from hipro_nb.compare import MethodTable, hipro_compare, read_table
 from hipro_nb.tasks import BadData, Features, Task, plain_text
 from hipro_nb.folders import load_image_folder
@@ -357,7 +357,7 @@ def test_predict_with_odd_words(home, tmp_path, capfd, monkeypatch, n):
 def test_compare_with_odd_words(home, tmp_path, capfd, monkeypatch, n):
     "Up to where the work would begin"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hipro_nb.compare.compare_settings", lambda *args, **kwargs: None)
+    monkeypatch.setattr("hipro_nb.compare.compare_methods", lambda *args, **kwargs: None)
     words = [home / "data", *USUAL, "--model", home / "model", "--methods", "coop"]
     options = ("--methods", "--jobs", "--report", *(o for o in FIT if o not in ("--method", "--name")))
     check_command(hipro_compare, [*map(str, words)], options, n, capfd)

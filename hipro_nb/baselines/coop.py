@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from ..tasks import BadData, check_tasks
 from ..store import FeatureStore
-from ..prompt import FrozenCLIP
-from ..clip import PromptTower
+from ..frozen import FrozenCLIP
+from ..tower import PromptTower
 from ..loss import member_mask
 from ..tree import TaskTree, random_tree
 from ..loop import check_finite, run as run_loop, whole_step
