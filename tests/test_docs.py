@@ -117,8 +117,6 @@ def test_docs_links(site, nb):
             if target.startswith(BASE):
                 path = path[len(BASE):]
                 assert path in pages, f"{target}: the site has no such page"
-                # nbdev links helpers and members of a class body too, without entries of their own
-                if "_" == anchor[0] or "." in anchor: continue
                 to = pages[path]
             elif re.match(r"[a-z]+:", target): continue
             else:
