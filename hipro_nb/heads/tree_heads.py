@@ -6,7 +6,7 @@
 __all__ = ['LEVELS', 'WAYS', 'shared_names', 'text_directions', 'level_shares', 'spread_tree', 'head_gradients', 'head_affinity',
            'head_tree', 'choose_levels', 'fit_tree_heads']
 
-# %% ../../nbs/methods/53_tree_heads.ipynb #6f64d7c5
+# %% ../../nbs/methods/53_tree_heads.ipynb #ff0d1ab1
 from collections import Counter
 from collections.abc import Callable, Sequence
 import torch
@@ -16,7 +16,7 @@ from ..tasks import BadData
 from ..tree import TaskTree, balanced_tree
 from .probe import (RIDGE, Choice, Stack, choose_ridge, fit_weights)
 
-# %% ../../nbs/methods/53_tree_heads.ipynb #aa4bc661
+# %% ../../nbs/methods/53_tree_heads.ipynb #53c6612b
 def shared_names(
     stack:Stack, # The tasks
 )->Bool[Tensor,'N K']: # Which classes are named in two tasks or more
@@ -37,7 +37,7 @@ def text_directions(
     t = t*own
     return t*(own.sum()/t.square().sum().clamp(min=1e-300)).sqrt()
 
-# %% ../../nbs/methods/53_tree_heads.ipynb #873a87f5
+# %% ../../nbs/methods/53_tree_heads.ipynb #99ea6bd6
 LEVELS = (1., 1., 1.) # Root, nodes between, leaves: equal parts
 
 def level_shares(
@@ -63,7 +63,7 @@ def _check_levels(groups, n, levels)->None:
     if not sum(levels[2 if len(g) == 1 else 0 if len(g) == n else 1] for g in groups):
         raise BadData(f'levels are {tuple(levels)}, which gives no node of this tree a share')
 
-# %% ../../nbs/methods/53_tree_heads.ipynb #b76c3296
+# %% ../../nbs/methods/53_tree_heads.ipynb #7b8fd718
 def _name_rows(stack, groups, shares)->tuple:
     "Rows of the table for each class on each step of its path, 0 for none; the share of each row"
     shared, at, share = shared_names(stack), {}, [0.]
@@ -86,7 +86,7 @@ def _spread_names(own, rows, share)->Float[Tensor,'B N K d']:
     table = table*share[:, None]
     return sum(table[:, r] for r in rows)
 
-# %% ../../nbs/methods/53_tree_heads.ipynb #e92cc9c7
+# %% ../../nbs/methods/53_tree_heads.ipynb #5fa49b8e
 def _text_nodes(stack, groups, shares)->list:
     "Positions among all classes, share, and the text or its products, of each node that has own classes"
     tilde, nodes = text_directions(stack), []
@@ -105,7 +105,7 @@ def _spread_text(own, nodes)->Float[Tensor,'B N K d']:
         out[:, at] += p*(t @ r if t.shape[0] == t.shape[1] else t @ (t.T @ r))
     return out.view_as(own)
 
-# %% ../../nbs/methods/53_tree_heads.ipynb #e7127bfb
+# %% ../../nbs/methods/53_tree_heads.ipynb #870998c8
 def spread_tree(
     stack:Stack, # The tasks
     groups:Sequence, # Task indices of each node, as `TaskTree.groups`
@@ -121,7 +121,7 @@ def spread_tree(
         return _spread_names(own, rows, share) + _spread_text(own, nodes)
     return spread
 
-# %% ../../nbs/methods/53_tree_heads.ipynb #2c341eeb
+# %% ../../nbs/methods/53_tree_heads.ipynb #6b627b4d
 def head_gradients(
     stack:Stack, # The tasks
 )->Float[Tensor,'N K d']: # Gradient of each task's mean loss by its logits' weights
@@ -153,7 +153,7 @@ def head_tree(
     "The tree of the tasks, from their images' features alone"
     return balanced_tree(head_affinity(stack))
 
-# %% ../../nbs/methods/53_tree_heads.ipynb #e4eb8c0d
+# %% ../../nbs/methods/53_tree_heads.ipynb #19d2d89c
 WAYS = dict(even=(1., 1., 1.), root=(6., 3., 1.), leaf=(1., 3., 6.))
 
 def choose_levels(

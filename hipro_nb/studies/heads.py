@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'PARTS', 'KINDS', 'head_rows', 'convex_rows', 'tree_rows', 'test_accuracy', 'measure', 'opened', 'heads_seed',
-           'above_seed', 'projected_seed', 'run_heads']
+           'above_seed', 'projected_seed', 'run_heads', 'head_results', 'prompt_results', 'holm', 'gaps']
 
-# %% ../../nbs/studies/95_heads.ipynb #e982fcda
+# %% ../../nbs/studies/95_heads.ipynb #54bed1c6
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -26,9 +26,10 @@ from ..heads.task_residual import RESIDUAL_GRID, fit_task_residual
 from ..heads.tip_adapter import TIP_F_GRID, TIP_GRID, fit_tip_adapter, fit_tip_adapter_f
 from ..heads.tree_heads import LEVELS, choose_levels, head_tree, spread_tree
 from .mini import N_TEST
-from .reports import Source, run_missing
+from ..files import Plain, read_json
+from .reports import PaperTable, Source, read_report, run_missing
 
-# %% ../../nbs/studies/95_heads.ipynb #97484c7d
+# %% ../../nbs/studies/95_heads.ipynb #19e13a46
 HEADS = {'ZS-LP': (partial(fit_clap, strength=0.), ZS_LP_GRID),
          'CLAP': (fit_clap, CLAP_GRID),
          'LP++': (fit_lp_plus, LP_GRID), 'TaskRes': (fit_task_residual, RESIDUAL_GRID),
@@ -50,7 +51,7 @@ def _rows_of(name, fit, grid, stack, seed)->dict:
         return fit(stack, stack.there[None], **best), best
     return {name: plain, f'{name}, searched': searched}
 
-# %% ../../nbs/studies/95_heads.ipynb #866996b3
+# %% ../../nbs/studies/95_heads.ipynb #82391a89
 PARTS = dict(leaves=(0., 0., 1.), root=(1., 0., 0.), flat=(1., 0., 1.), tree=LEVELS)
 
 def _linear(stack, spread, ridge): return LinearHeads(fit_weights(stack, spread, ridge)[None])
@@ -84,7 +85,7 @@ def tree_rows(
         return _linear(stack, spread_tree(stack, groups, levels), ridge), dict(ridge=ridge, levels=levels)
     return {f'tree heads{where}': plain, f'tree heads{where}, searched': searched}
 
-# %% ../../nbs/studies/95_heads.ipynb #946fe887
+# %% ../../nbs/studies/95_heads.ipynb #8369d56c
 def test_accuracy(
     heads:object, # With `logits(stack, x)`, of one problem
     stack:Stack, # The tasks
@@ -110,7 +111,7 @@ def measure(
         if chosen: out['chosen'][name] = chosen
     return out
 
-# %% ../../nbs/studies/95_heads.ipynb #936fd0ce
+# %% ../../nbs/studies/95_heads.ipynb #ccb2f869
 def opened(
     source:Source, # Tasks and model
     seed:int, # Of the training images
@@ -143,7 +144,7 @@ def heads_seed(
     return found | dict(seed=seed, shots=shots, tasks=[t.name for t in tasks],
                         tree=[list(g) for g in tree.groups[len(tasks):]])
 
-# %% ../../nbs/studies/95_heads.ipynb #aea43638
+# %% ../../nbs/studies/95_heads.ipynb #37f5ef72
 def above_seed(
     source:Source, # Tasks and model
     seed:int, # Of the training images, the prompts and the folds
@@ -162,7 +163,7 @@ def above_seed(
     found['cpu_s']['HiPro'] = spent
     return found | dict(seed=seed, shots=shots, tasks=[t.name for t in tasks])
 
-# %% ../../nbs/studies/95_heads.ipynb #32f23336
+# %% ../../nbs/studies/95_heads.ipynb #4ada241b
 def projected_seed(
     source:Source, # Tasks and model
     seed:int, # Of the training images, and of the folds
@@ -195,3 +196,47 @@ def run_heads(
     "Run what the file lacks; it is written anew after each draw"
     parts = {f'{kind}, {shots} shots, seed {s}': partial(KINDS[kind], source, s, shots) for s in seeds}
     return run_missing(path, dict(source=source.shown(), n_test=N_TEST.get(source.data)), parts)
+
+# %% ../../nbs/studies/95_heads.ipynb #2ccf8e62
+def head_results(
+    path:str|Path, # What `run_heads` wrote
+    kind:str='heads', # Key of `KINDS`
+    shots:int=4, # Training images of a class
+)->dict: # `Result` by row
+    "The runs of one kind and number of shots"
+    found = read_json(path, dict[str,Plain])
+    runs = [r for k, r in found['runs'].items() if k.startswith(f'{kind}, {shots} shots,')]
+    return {n: Result(n, runs[0]['tasks'], [r['seed'] for r in runs], [r['accuracy'][n] for r in runs],
+                      facts=found['facts']) for n in (runs[0]['accuracy'] if runs else ())}
+
+def prompt_results(
+    path:str|Path, # A committed run of prompts: `run_mini`'s file, or a report of `hipro_compare`
+)->dict: # `Result` by name
+    "CoOp, CoOp-MTL, Shr+Ind and HiPro as they were committed"
+    results = read_json(path, dict[str,Plain])['results']
+    if isinstance(results, dict): found = read_report(path).results.values()
+    else: found = map(Result.from_dict, results)
+    return {r.method: r for r in found}
+
+# %% ../../nbs/studies/95_heads.ipynb #e8fe7c80
+def holm(
+    p:dict, # p-value by name
+)->dict: # The same, adjusted for having looked at all of them
+    "Holm's step-down correction"
+    least, found = 0., {}
+    for i, (name, v) in enumerate(sorted(p.items(), key=lambda kv: kv[1])):
+        least = max(least, min(1., (len(p) - i)*v))
+        found[name] = least
+    return found
+
+def gaps(
+    results:dict, # `Result` by row
+    best:str, # The row that is held against the others
+)->dict: # Row -> `(Interval, adjusted p)`
+    "Paired differences over the seeds that both have, with their p-values by Holm"
+    mine, p = results[best], {}
+    for n, r in results.items():
+        common = [s for s in mine.seeds if s in r.seeds]
+        pair = [x.averages[[x.seeds.index(s) for s in common]] for x in (mine, r)]
+        if n != best: p[n] = float(stats.ttest_rel(*pair).pvalue)
+    return {n: (mine.paired_interval(results[n]), q) for n, q in holm(p).items()}
