@@ -51,7 +51,7 @@ def fitted(name, clip, given):
     options = {k: v for k, v in SMALL.items() if k in takes}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return METHODS[name](clip, **options).fit(given, progress=False)
+        return METHODS[name](**options).fit(clip, given, progress=False)
 
 
 def numbers(name, method, given):

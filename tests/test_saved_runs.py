@@ -5,9 +5,9 @@ import torch
 from saved_runs import HERE, KEPT, draws, fitted, numbered_clip, numbers, tasks
 from torch.testing import assert_close
 
-from hipro_nb.baselines import WHERE
+from hipro_nb.baselines import METHODS
 from hipro_nb.data import load_tensors
-from hipro_nb.hipro import Method
+from hipro_nb.method import load_fitted
 
 pytestmark = pytest.mark.xdist_group("saved_runs")
 
@@ -30,7 +30,7 @@ def bound(saved):
     return 1e-9 if torch.equal(saved["draws"], draws()) else 1e-5
 
 
-@pytest.mark.parametrize("name", WHERE)
+@pytest.mark.parametrize("name", METHODS)
 def test_numbers(saved, clip, given, name):
     found = numbers(name, fitted(name, clip, given), given)
     own = {k: t for k, t in saved.items() if k.startswith(f"{name}.")}
@@ -40,7 +40,7 @@ def test_numbers(saved, clip, given, name):
 
 @pytest.mark.parametrize("name", KEPT)
 def test_files_of_that_time(saved, clip, given, name):
-    method = Method.load(HERE / f"{name}.safetensors", clip, given)
+    method = load_fitted(HERE / f"{name}.safetensors", clip, given)
     own = {k: t for k, t in saved.items() if k.startswith(f"{name}.")}
     # loaded, not trained anew
     assert_close(numbers(name, method, given), own, rtol=0, atol=1e-9)
