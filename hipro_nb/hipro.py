@@ -104,7 +104,7 @@ def encode_nodes(
     ctx:Float[Tensor,'M T w'], # Prompt of each node
     groups:Sequence, # Task indices of each node
     ids:Sequence, # Class ids of each task in the tower
-)->NodeTable:
+)->NodeTable: # Where each pair's weights stand
     "All nodes with all classes of their tasks, in one pass through the text tower"
     classes = [torch.cat([ids[t] for t in g]).unique() for g in groups]
     node, cls = torch.cat([torch.full_like(c, m) for m,c in enumerate(classes)]), torch.cat(classes)

@@ -57,8 +57,8 @@ def check_option(
 # %% ../nbs/engine/18_method.ipynb #172aab6d
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A way to learn classifiers: its settings and nothing else. A subclass declares its options as fields and
-    defines `_fit`"""
+    """A way to learn classifiers: its settings and nothing else. A subclass declares its options as fields
+    and defines `_fit`"""
     key:ClassVar[str] = '' # Name on a command line; a class without one of its own has none
     title:ClassVar[str] = 'method' # Name in tables
     family:ClassVar[str] = 'text' # What it learns: 'zero' (nothing), 'text', 'image', 'head' or 'visual'
@@ -269,7 +269,7 @@ def fit(self:Method,
 )->Fitted: # What it learned
     "Learns a classifier for every task; refuses (`BadData`) what cannot be learned before training starts"
     if not isinstance(clip, FrozenCLIP):
-        raise BadData(f"fit is given {type(clip).__name__} as its model: expected a FrozenCLIP, then the tasks")
+        raise BadData(f"fit is given {type(clip).__name__} as its model: expected a FrozenCLIP, then tasks")
     check_tasks(tasks)
     settle_fork()
     kept, method = FeatureStore(None) if store is None else store, self.for_model(clip)
@@ -504,11 +504,11 @@ class Kept:
 def tensor_field(
     shape:str|dict|None, # Letters, such as `M T w`; `{i}` for the number of one of a list
     **about, # Fields of `Kept`
-): # For the body of a class of results
-    "A field of tensors that a file keeps: a tensor, a list or a dictionary of them, or a list of dictionaries"
+)->object: # For the body of a class of results
+    "A field of tensors that a file keeps: one, a list or a dictionary of them, or a list of dictionaries"
     return field(default=None, metadata=dict(kept=Kept(shape, **about)))
 
-def fact_field(): # For the body of a class of results
+def fact_field()->object: # For the body of a class of results
     "A field of plain data that a file keeps, read back as the type that it is annotated with"
     return field(default=None, metadata=dict(fact=True))
 
@@ -526,7 +526,8 @@ def _named(name:str, value)->dict:
 @patch
 def tensors(self:Fitted)->dict: # By the names that they have in a file
     "The method's own tensors"
-    return {k: t for n,o in _kept(type(self)).items() for k,t in _named(o.name or n, getattr(self, n)).items()}
+    own = [_named(o.name or n, getattr(self, n)) for n,o in _kept(type(self)).items()]
+    return {k: t for part in own for k,t in part.items()}
 
 @patch(as_prop=True)
 def n_parameters(self:Fitted)->int:
@@ -684,7 +685,7 @@ def _restored(self:Fitted, tensors:dict)->Fitted:
 def _check_facts(self:Fitted)->None: "`BadData` for facts that such a fit cannot have; the tensors come later"
 
 @patch
-def _check(self:Fitted)->None: "`BadData` for tensors that such a fit cannot have, though their shapes are right"
+def _check(self:Fitted)->None: "`BadData` for tensors that such a fit cannot have, their shapes aside"
 
 # %% ../nbs/engine/18_method.ipynb #609f852f
 def load_fitted(

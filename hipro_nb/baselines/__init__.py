@@ -19,4 +19,5 @@ def __getattr__(name):
     return found
 
 # %% ../../nbs/methods/51_names.ipynb #5b0a1e77
-_all_ = ['METHODS', 'MODULES', 'RUN_OPTIONS', 'find_methods', 'method_options', 'option_default', 'run_options']
+_all_ = ['METHODS', 'MODULES', 'RUN_OPTIONS', 'find_methods', 'method_options', 'option_default',
+         'run_options']

@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor
-from ..data import BadData, check_tasks
+from ..data import BadData, FrozenCLIP, check_tasks
 from ..loss import member_mask
 from ..tree import flat_tree, random_tree
 from ..loop import check_finite, run as run_loop, whole_step
@@ -67,7 +67,11 @@ class RandomGroups(PromptMethod):
     nodes = 'tree'
     draw:int|None = None # Seed of the tree; the run's own seed if None
 
-    def for_model(self, clip): return replace(self, draw=self.config.seed) if self.draw is None else self
+    def for_model(self,
+        clip:FrozenCLIP, # The frozen model, which does not matter
+    )->PromptMethod: # With the number of its draw
+        "The seed of the run, where no draw was given"
+        return replace(self, draw=self.config.seed) if self.draw is None else self
 
 # %% ../../nbs/methods/40_coop.ipynb #8b305591
 @patch
