@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 # %% ../nbs/paper/08_hipro.ipynb #42334960
-from .data import BadData
+from .tasks import BadData
 from .clip import Encoder
 from .affinity import AffinityMeter
 from .tree import TaskTree, balanced_tree

@@ -23,7 +23,8 @@ from torch import Tensor
 _all_ = ['fit_hipro'] # the paper's function, by the name under which people import it
 
 # %% ../nbs/engine/19_hipro.ipynb #42334960
-from .data import BadData, FrozenCLIP
+from .tasks import BadData
+from .prompt import FrozenCLIP
 from .clip import PromptTower
 from .affinity import AffinityMeter
 from .tree import TaskTree, balanced_tree, flat_tree

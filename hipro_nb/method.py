@@ -26,9 +26,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 # %% ../nbs/engine/18_method.ipynb #42334960
-from .data import BadData, FeatureStore, Features, FrozenCLIP, Plain, Split, Task, as_images
-from .data import as_kind, as_rows, check_names, check_tasks, encode_images, encode_tasks
-from .data import load_tensors, save_tensors, settle_fork
+from .tasks import BadData, Features, Task, as_rows, check_names, check_tasks
+from .store import FeatureStore, encode_images, encode_tasks, settle_fork
+from .prompt import FrozenCLIP
+from .files import Plain, as_kind, load_tensors, save_tensors
+from .images import Split, as_images
 from .escape import html_table
 from .clip import zero_shot_weights
 from .tree import TaskTree

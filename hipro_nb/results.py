@@ -23,8 +23,9 @@ from fastcore.basics import first, patch, patch_to
 from scipy import stats
 
 # %% ../nbs/engine/17_results.ipynb #42334960
-from .data import BadData, Plain, as_kind, check_names, parse_json
-from .escape import html_table, markdown_table, markdown_text, plain_text, text_table
+from .tasks import BadData, check_names, plain_text
+from .files import Plain, as_kind, parse_json
+from .escape import html_table, markdown_table, markdown_text, text_table
 
 # %% ../nbs/engine/17_results.ipynb #00a4f0ea
 @dataclass(frozen=True)

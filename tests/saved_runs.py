@@ -9,7 +9,10 @@ import torch
 from tiny import coloured, random_clip
 
 from hipro_nb.baselines import METHODS, method_options
-from hipro_nb.data import FrozenCLIP, Split, Task, save_tensors
+from hipro_nb.prompt import FrozenCLIP
+from hipro_nb.images import Split
+from hipro_nb.tasks import Task
+from hipro_nb.files import save_tensors
 from hipro_nb.train import TrainConfig
 
 HERE = Path(__file__).parent / "saved"

@@ -1,4 +1,5 @@
-"What a folder of pictures says of itself, as the commands print it, and folders that nobody tidied: random trees of odd names."
+"""What a folder of pictures says of itself, as the commands print it, and folders that nobody tidied: random
+trees of odd names."""
 
 import json
 import os
@@ -15,7 +16,8 @@ from PIL import Image
 from tiny import coloured, image_folder, save_clip
 
 from hipro_nb.cli import RunSettings, files_digest, open_tasks, run_command, run_fit, run_predict
-from hipro_nb.data import BadData, load_image_folder
+from hipro_nb.tasks import BadData
+from hipro_nb.folders import load_image_folder
 from hipro_nb.datasets import load_tasks
 from hipro_nb.views import warn_of_leaks
 
@@ -250,7 +252,8 @@ def try_tree(folder, seed):
     return ends
 
 
-@pytest.mark.parametrize("seeds", [range(40), pytest.param(range(40, 2000), marks=pytest.mark.slow)], ids=["fast", "slow"])
+@pytest.mark.parametrize("seeds", [range(40), pytest.param(range(40, 2000), marks=pytest.mark.slow)],
+                         ids=["fast", "slow"])
 def test_random_trees_are_read_or_refused(tmp_path, seeds):
     """Trees of odd names, links, pipes and damaged files, with lists that may be damaged: the tasks, or
     `BadData`; never another exception, and never a wait."""

@@ -1,4 +1,5 @@
-"A run's numbers belong to its settings: one command at a time, options that are in effect or refused, files that are the same for the same command."
+"""A run's numbers belong to its settings: one command at a time, options that are in effect or refused, files
+that are the same for the same command."""
 
 import contextlib
 import json
@@ -18,7 +19,9 @@ from tiny import image_folder, save_clip
 from hipro_nb.baselines import METHODS, RUN_OPTIONS, run_options
 from hipro_nb.cli import HOLDER, RunSettings, fit_method, hipro_fit, hipro_predict, new_method, open_model
 from hipro_nb.compare import hipro_compare
-from hipro_nb.data import BadData, FeatureStore, load_tensors
+from hipro_nb.tasks import BadData
+from hipro_nb.store import FeatureStore
+from hipro_nb.files import load_tensors
 
 pytestmark = pytest.mark.xdist_group("runs")
 DATE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC")
@@ -171,8 +174,8 @@ def contents(folder):
 
 
 def test_same_command_same_bytes(home):
-    """Tensors, records, results, tables and figures of the same command are the same bytes in another process, with
-    other hashes of strings, but for the dates."""
+    """Tensors, records, results, tables and figures of the same command are the same bytes in another
+    process, with other hashes of strings, but for the dates."""
     argv = {
         place: words(home, "run", 2, seeds=2, epochs=2, n_ctx=2, out=home / place)
         for place in ("first", "second")}

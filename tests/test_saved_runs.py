@@ -6,7 +6,7 @@ from saved_runs import HERE, KEPT, draws, fitted, numbered_clip, numbers, tasks
 from torch.testing import assert_close
 
 from hipro_nb.baselines import METHODS
-from hipro_nb.data import load_tensors
+from hipro_nb.files import load_tensors
 from hipro_nb.method import load_fitted
 
 pytestmark = pytest.mark.xdist_group("saved_runs")

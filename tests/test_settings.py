@@ -1,4 +1,5 @@
-"Every setting that is made of a number, a switch or a name, against values that it cannot have: each is refused by its name, before anything is loaded or trained."
+"""Every setting that is made of a number, a switch or a name, against values that it cannot have: each is
+refused by its name, before anything is loaded or trained."""
 
 import json
 import math
@@ -10,7 +11,9 @@ import pytest
 import torch
 from hipro_nb.baselines import METHODS
 from hipro_nb.cli import RunSettings
-from hipro_nb.data import BadData, Features, FeatureStore, Task, few_shot, fraction, load_image_folder
+from hipro_nb.tasks import BadData, Features, Task, few_shot, fraction
+from hipro_nb.store import FeatureStore
+from hipro_nb.folders import load_image_folder
 from hipro_nb.schedule import hold_out
 from hipro_nb.train import TrainConfig
 from hipro_nb.views import encode_views

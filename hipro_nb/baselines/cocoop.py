@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor
-from ..data import BadData, FeatureStore, FrozenCLIP
+from ..tasks import BadData
+from ..store import FeatureStore
+from ..prompt import FrozenCLIP
 from ..clip import PromptTower
 from ..train import TrainConfig, tower_key
-from ..hipro import Method, check_alike
-from .coop import (fit_parameters, gather_train, pack_models, task_means, task_tower,
-                                     unpack_models)
+from ..method import Method, check_alike
+from .coop import fit_parameters, gather_train, pack_models, task_means, unpack_models
+from ..hipro import task_tower
 
 # %% ../../nbs/methods/41_cocoop.ipynb #6e9a51ee
 def meta_start(

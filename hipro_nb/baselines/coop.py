@@ -15,11 +15,13 @@ import torch
 from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor
-from ..data import BadData, FrozenCLIP, check_tasks
+from ..tasks import BadData, check_tasks
+from ..prompt import FrozenCLIP
 from ..loss import member_mask
 from ..tree import flat_tree, random_tree
 from ..loop import check_finite, run as run_loop, whole_step
-from ..train import BatchPlan, PromptRun, TrainConfig, Trainer, run_identity, tensor_hash
+from ..train import (BatchPlan, PromptRun, TrainConfig, Trainer, make_optimizer, new_moments,
+                            run_identity, share_moments, tensor_hash)
 from ..hipro import Nodes, PromptJob, PromptMethod
 
 # %% ../../nbs/methods/40_coop.ipynb #f6332930
@@ -135,16 +137,15 @@ class ParameterTrainer(Trainer):
 # %% ../../nbs/methods/40_coop.ipynb #823f6382
 @patch
 def _place(self:ParameterTrainer, models)->Float[Tensor,'M']:
-    "Parameters as leaves on the device, their momentum, the optimiser; zeros for the losses"
+    "Parameters as leaves on the device, the optimiser and what it keeps; zeros for the losses"
     device = torch.device(self.config.device or next(iter(models[0].values())).device)
     self.models = [{k: v.detach().clone().to(device).requires_grad_() for k,v in m.items()} for m in models]
     named = [(k, p) for m in self.models for k,p in m.items()]
     kinds = [dict(params=[p for k, p in named if k != 'log_scale']),
              dict(params=[p for k, p in named if k == 'log_scale'], weight_decay=0.0)]
-    c = self.config
-    self.optimizer = torch.optim.SGD(
-        [g for g in kinds if g['params']], lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
-    for _,p in named: self.optimizer.state[p]['momentum_buffer'] = torch.zeros_like(p)
+    self.optimizer = make_optimizer([g for g in kinds if g['params']], self.config)
+    self.moments = [new_moments(p.detach()[None], self.config) for _,p in named]
+    for (_,p),kept in zip(named, self.moments): share_moments(self.optimizer, [p], kept, self.config)
     self.start = {f'{m}.{k}': tensor_hash(p) for m,d in enumerate(self.models) for k,p in d.items()}
     return torch.zeros(len(models), dtype=named[0][1].dtype, device=device)
 
@@ -190,10 +191,10 @@ def identity(self:ParameterTrainer)->dict: # Plain values
 
 @patch
 def _own(self:ParameterTrainer)->dict:
-    "Parameters and momentum, by name: the tensors themselves"
-    named = [(f'{m}.{k}', p) for m,d in enumerate(self.models) for k,p in d.items()]
-    return {k: p.detach() for k, p in named} | {
-        f'{k}.momentum': self.optimizer.state[p]['momentum_buffer'] for k, p in named}
+    "Parameters and what the optimiser keeps of them, by name: the tensors themselves"
+    named = {f'{m}.{k}': p.detach() for m,d in enumerate(self.models) for k,p in d.items()}
+    kept = {f'{k}.{what}': rows[0] for k,own in zip(named, self.moments) for what,rows in own.items()}
+    return named | kept
 
 @patch
 def state(self:ParameterTrainer)->dict: # Tensors by name

@@ -15,11 +15,13 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor
-from ..data import FeatureStore, FrozenCLIP
+from ..store import FeatureStore
+from ..prompt import FrozenCLIP
 from ..clip import PromptTower
 from ..train import TrainConfig, tower_key
-from ..hipro import Method
-from .coop import fit_parameters, gather_train, pack_models, task_tower, unpack_models
+from ..method import Method
+from .coop import fit_parameters, gather_train, pack_models, unpack_models
+from ..hipro import task_tower
 
 # %% ../../nbs/methods/42_proda.ipynb #f7636f59
 def class_variance(

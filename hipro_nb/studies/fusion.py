@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..data import BadData
+from ..tasks import BadData
 from ..fuse import fuse_weights
-from ..hipro import HiPro, Result
+from ..hipro import HiPro
+from ..results import Result
 from .reports import Source, run_missing, seeds_of
 
 # %% ../../nbs/studies/89_fusion.ipynb #79e61776

@@ -10,8 +10,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data import encode_tasks, write_atomic
-from ..hipro import HiPro, Result, ZeroShot
+from ..store import encode_tasks
+from ..files import write_atomic
+from ..hipro import HiPro
+from ..results import Result
+from ..method import ZeroShot
 from ..mini import MINI_TRAIN, mini_clip, mini_tasks
 from ..train import TrainConfig
 

@@ -15,8 +15,10 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from scipy import stats
 
-from ..data import BadData
-from ..hipro import HiPro, Interval, Result, ZeroShot
+from ..tasks import BadData
+from ..hipro import HiPro
+from ..results import Interval, Result
+from ..method import ZeroShot
 from ..train import BatchPlan, TrainConfig
 from ..baselines.linear_probe import LinearProbe
 from .reports import COLORS, Source, run_missing

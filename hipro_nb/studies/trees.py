@@ -19,9 +19,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..affinity import AffinityMeter, pair_mean, task_products
-from ..data import BadData
+from ..tasks import BadData
 from ..fuse import fuse_weights
-from ..hipro import HiPro, node_slots
+from ..hipro import HiPro
+from ..hierarchy import node_slots
 from ..mini import mini_groups
 from ..train import train_prompts
 from ..tree import TaskTree, balanced_tree
