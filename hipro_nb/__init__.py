@@ -14,7 +14,7 @@ from importlib import import_module
 
 # %% ../nbs/running/78_package.ipynb #8e74a1ca
 _WHERE = {'tasks': ('BadData', 'Task', 'Features'),
-          'prompt': ('FrozenCLIP',),
+          'frozen': ('FrozenCLIP',),
           'images': ('Split',),
           'store': ('FeatureStore',),
           'folders': ('load_image_folder',),
@@ -47,5 +47,5 @@ def __dir__():
 # %% ../nbs/running/78_package.ipynb #4e632f14
 _all_ = ['BadData', 'Task', 'Features', 'FrozenCLIP', 'Split', 'FeatureStore', 'load_image_folder',
          'load_tasks', 'list_datasets', 'mini_tasks', 'mini_clip', 'load_clip', 'PromptTower', 'TrainConfig',
-         'HiPro', 'ZeroShot', 'load_fitted', 'Result', 'METHODS', 'task_loss', 'group_loss', 'affinity_matrix',
-         'TaskTree', 'balanced_tree', 'fuse_weights', 'hypergradient', 'NAMES']
+         'HiPro', 'ZeroShot', 'load_fitted', 'Result', 'METHODS', 'task_loss', 'group_loss',
+         'affinity_matrix', 'TaskTree', 'balanced_tree', 'fuse_weights', 'hypergradient', 'NAMES']

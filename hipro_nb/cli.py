@@ -41,12 +41,13 @@ from torch.nn import functional as F
 from .images import allow_pixels, as_images, bad_images, n_threads, refuse_bad
 from .tasks import BadData, Features, Task, safe_name, plain_text
 from .store import FeatureStore, encode_tasks
-from .prompt import FrozenCLIP
+from .frozen import FrozenCLIP
 from .files import Plain, as_kind, load_tensors, read_file, read_json, save_tensors, write_atomic
 from .folders import scan_folder, load_image_folder
 from .escape import json_text, markdown_text, screen_text
 from .mini import MINI_TRAIN, mini_clip, mini_tasks
-from .clip import PromptTower, bench_tower, is_faster, load_clip
+from .tower import PromptTower, bench_tower, is_faster
+from .zoo import load_clip
 from .tree import TaskTree, balanced_tree, plot_affinity
 from .loop import NonFiniteLoss, first_difference
 from .train import TrainConfig, affinity_overhead, check_fields, class_index

@@ -16,7 +16,7 @@ from torch import Tensor
 
 # %% ../nbs/paper/08_hipro.ipynb #42334960
 from .tasks import BadData
-from .clip import Encoder
+from .prompt import Encoder
 from .affinity import AffinityMeter
 from .tree import TaskTree, balanced_tree
 from .train import PromptTrainer, TrainConfig, class_index

@@ -24,11 +24,11 @@ _all_ = ['fit_hipro'] # the paper's function, by the name under which people imp
 
 # %% ../nbs/engine/19_hipro.ipynb #42334960
 from .tasks import BadData
-from .prompt import FrozenCLIP
-from .clip import PromptTower
+from .frozen import FrozenCLIP
+from .tower import PromptTower
 from .affinity import AffinityMeter
 from .tree import TaskTree, balanced_tree, flat_tree
-from .train import BatchPlan, PromptRun, TrainConfig, train_prompts
+from .train import BatchPlan, TrainConfig, PromptRun, train_prompts
 from .fuse import fuse_weights
 from .hierarchy import fit_hipro, node_slots
 from .method import UNSAVED, Fitted, Job, Method, check_groups, fact_field, tensor_field

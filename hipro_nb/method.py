@@ -28,11 +28,10 @@ from torch import Tensor
 # %% ../nbs/engine/18_method.ipynb #42334960
 from .tasks import BadData, Features, Task, as_rows, check_names, check_tasks
 from .store import FeatureStore, encode_images, encode_tasks, settle_fork
-from .prompt import FrozenCLIP
+from .frozen import FrozenCLIP, zero_shot_weights
 from .files import Plain, as_kind, load_tensors, save_tensors
 from .images import Split, as_images
 from .escape import html_table
-from .clip import zero_shot_weights
 from .tree import TaskTree
 from .loop import first_difference
 from .train import TrainConfig, below, check_setting

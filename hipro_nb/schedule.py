@@ -27,7 +27,7 @@ from .bilevel import (NotFinite, SeriesDiverges, gradient_calls, hypergradient, 
 from .causal import CausalMask, ImageBank, MTVLP, causal_effect
 from .tasks import BadData, Task, fraction
 from .store import FeatureStore
-from .prompt import FrozenCLIP
+from .frozen import FrozenCLIP
 from .files import Plain, as_kind
 from .method import Method
 from .results import Result

@@ -25,7 +25,8 @@ from fastcore.basics import patch, store_attr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from .affinity import AffinityMeter, copy_prompts, snapshot_overhead, snapshot_route, task_gradients
-from .clip import Encoder, PromptTower
+from .prompt import Encoder
+from .tower import PromptTower
 from .tasks import BadData, Features, Task, check_tasks
 from .images import image_hash
 from .loop import NonFiniteLoss, check_finite, forget, run as run_loop, whole_step

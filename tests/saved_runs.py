@@ -1,5 +1,6 @@
-"""Small fits of every method, whose classifiers and predictions are kept in `tests/saved`: what the methods give does not
-change when the code around them does. `python tests/saved_runs.py` writes them anew, which a change of numbers needs."""
+"""Small fits of every method, whose classifiers and predictions are kept in `tests/saved`: what the methods
+give does not change when the code around them does. `python tests/saved_runs.py` writes them anew, which a
+change of numbers needs."""
 import warnings
 from pathlib import Path
 
@@ -43,9 +44,11 @@ def numbered_clip(seed=0):
 def tasks():
     "Three tasks of coloured pictures, two of a class to learn from and two to be tested on"
     def part(task, first):
-        images = [coloured(c + task, 1000 * task + 100 * c + first + i, (32, 32)) for c in range(3) for i in (0, 1)]
-        return Split(images, [c for c in range(3) for _ in range(2)])
-    return [Task(name, CLASSES, part(t, 0), part(t, 10)) for t, name in enumerate(("art", "clip art", "photo"))]
+        each = [(c, i) for c in range(3) for i in (0, 1)]
+        images = [coloured(c + task, 1000 * task + 100 * c + first + i, (32, 32)) for c, i in each]
+        return Split(images, [c for c, _ in each])
+    names = ("art", "clip art", "photo")
+    return [Task(name, CLASSES, part(t, 0), part(t, 10)) for t, name in enumerate(names)]
 
 
 def fitted(name, clip, given):

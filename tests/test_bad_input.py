@@ -14,7 +14,7 @@ from tiny import image_folder, random_clip, save_clip, square
 
 from hipro_nb.tasks import BadData, Features, Task, few_shot
 from hipro_nb.store import FeatureStore
-from hipro_nb.prompt import FrozenCLIP
+from hipro_nb.frozen import FrozenCLIP
 from hipro_nb.images import Split
 from hipro_nb.folders import load_image_folder
 from hipro_nb.files import load_tensors, save_tensors, write_atomic

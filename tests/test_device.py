@@ -20,7 +20,7 @@ from tiny import image_folder, save_clip
 from hipro_nb.baselines import METHODS, WHERE, method_options
 from hipro_nb.baselines.coop import ParameterTrainer
 from hipro_nb.cli import hipro_fit, hipro_predict
-from hipro_nb.clip import load_clip
+from hipro_nb.zoo import load_clip
 from hipro_nb.store import FeatureStore
 from hipro_nb.folders import load_image_folder
 from hipro_nb.method import Method

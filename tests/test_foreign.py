@@ -24,7 +24,7 @@ from tiny import image_folder, random_clip, save_clip, square, text, vision
 
 from hipro_nb.cli import (hipro_fit, hipro_predict, load_run, read_bench, read_results, read_run,
                           summary)
-from hipro_nb.clip import load_clip
+from hipro_nb.zoo import load_clip
 from hipro_nb.compare import MethodTable, hipro_compare, read_table
 from hipro_nb.tasks import BadData, Features, Task, plain_text
 from hipro_nb.folders import load_image_folder

@@ -23,7 +23,7 @@ import hipro_nb.schedule
 import hipro_nb.train
 from hipro_nb.baselines import METHODS, method_options
 from hipro_nb.cli import hipro_fit
-from hipro_nb.clip import load_clip
+from hipro_nb.zoo import load_clip
 from hipro_nb.compare import hipro_compare
 from hipro_nb.tasks import Features, Task
 from hipro_nb.folders import load_image_folder

@@ -24,10 +24,10 @@ from torch.testing import assert_close
 import hipro_nb.images
 import hipro_nb.store
 from hipro_nb.baselines import METHODS
-from hipro_nb.clip import PromptTower
+from hipro_nb.tower import PromptTower
 from hipro_nb.tasks import BadData, Features, Task
 from hipro_nb.store import FeatureStore, encode_images
-from hipro_nb.prompt import FrozenCLIP
+from hipro_nb.frozen import FrozenCLIP
 from hipro_nb.images import Split
 from hipro_nb.method import Method, ZeroShot
 from hipro_nb.visual import DeepPromptTower

@@ -24,7 +24,7 @@ from tiny import image_folder, save_clip
 from torch.testing import assert_close
 
 from hipro_nb.baselines import METHODS, WHERE, method_options
-from hipro_nb.clip import load_clip
+from hipro_nb.zoo import load_clip
 from hipro_nb.tasks import BadData
 from hipro_nb.store import FeatureStore
 from hipro_nb.images import Split

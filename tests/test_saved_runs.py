@@ -25,8 +25,8 @@ def given(): return tasks()
 
 
 def bound(saved):
-    """Float64 throughout; but prompts and networks start from draws in fp32, whose last digit is another on other
-    processors, and training carries that on (measured: 1e-6)"""
+    """Float64 throughout; but prompts and networks start from draws in fp32, whose last digit is another on
+    other processors, and training carries that on (measured: 1e-6)"""
     return 1e-9 if torch.equal(saved["draws"], draws()) else 1e-5
 
 

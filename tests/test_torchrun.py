@@ -16,7 +16,7 @@ import open_clip, torch, torch.distributed as dist
 from tiny import random_clip
 from hipro_nb.files import save_tensors
 from hipro_nb.hipro import HiPro
-from hipro_nb.prompt import FrozenCLIP
+from hipro_nb.frozen import FrozenCLIP
 from hipro_nb.tasks import Features, Task
 from hipro_nb.train import TrainConfig
 

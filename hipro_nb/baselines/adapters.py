@@ -24,9 +24,9 @@ from torch import Tensor, nn
 # %% ../../nbs/methods/49_adapters.ipynb #c8a1d3f2
 from ..tasks import BadData
 from ..store import FeatureStore
-from ..prompt import FrozenCLIP
+from ..frozen import FrozenCLIP
+from ..prompt import zero_shot_weights
 from ..files import as_kind
-from ..clip import zero_shot_weights
 from ..affinity import AffinityMeter, task_gradients
 from ..train import TrainConfig
 from ..method import Method, check_alike, check_groups, task_templates

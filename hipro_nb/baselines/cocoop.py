@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from ..tasks import BadData
 from ..store import FeatureStore
-from ..prompt import FrozenCLIP
-from ..clip import PromptTower
+from ..frozen import FrozenCLIP
+from ..tower import PromptTower
 from ..train import TrainConfig, tower_key
 from ..method import Method, check_alike
 from .coop import fit_parameters, gather_train, pack_models, task_means, unpack_models

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor
 from ..tasks import BadData, check_tasks
-from ..prompt import FrozenCLIP
+from ..frozen import FrozenCLIP
 from ..loss import member_mask
 from ..tree import flat_tree, random_tree
 from ..loop import check_finite, run as run_loop, whole_step

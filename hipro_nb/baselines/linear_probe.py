@@ -20,7 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from ..store import FeatureStore
-from ..prompt import FrozenCLIP
+from ..frozen import FrozenCLIP
 from ..tasks import Task
 from ..files import as_kind
 from ..loop import run as run_loop, whole_step

@@ -16,8 +16,8 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor
 from ..store import FeatureStore
-from ..prompt import FrozenCLIP
-from ..clip import PromptTower
+from ..frozen import FrozenCLIP
+from ..tower import PromptTower
 from ..train import TrainConfig, tower_key
 from ..method import Method
 from .coop import fit_parameters, gather_train, pack_models, unpack_models

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from ..baselines import METHODS
-from ..clip import load_clip
+from ..zoo import load_clip
 from ..tasks import BadData, Features, Task, few_shot, fraction
 from ..store import FeatureStore, encode_tasks
 from ..folders import load_image_folder

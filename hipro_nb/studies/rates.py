@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..tasks import BadData, fraction
-from ..prompt import FrozenCLIP
+from ..frozen import FrozenCLIP
 from ..hipro import HiPro
 from ..train import TrainConfig
 from .reports import PaperTable, run_missing
