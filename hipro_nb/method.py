@@ -28,7 +28,8 @@ from torch import Tensor
 # %% ../nbs/engine/18_method.ipynb #42334960
 from .tasks import BadData, Features, Task, as_rows, check_names, check_tasks
 from .store import FeatureStore, encode_images, encode_tasks, settle_fork
-from .frozen import FrozenCLIP, zero_shot_weights
+from .frozen import FrozenCLIP
+from .prompt import zero_shot_weights
 from .files import Plain, as_kind, load_tensors, save_tensors
 from .images import Split, as_images
 from .escape import html_table
