@@ -29,7 +29,8 @@ from torch import Tensor
 # %% ../nbs/engine/18_method.ipynb #42334960
 from .tasks import BadData, Features, Task, as_rows, check_names, check_tasks
 from .store import FeatureStore, encode_images, encode_tasks, settle_fork
-from .frozen import FrozenCLIP, zero_shot_weights
+from .frozen import FrozenCLIP
+from .prompt import zero_shot_weights
 from .files import Plain, as_kind, load_tensors, save_tensors
 from .images import Split, as_images
 from .escape import html_table
@@ -739,20 +740,6 @@ def load_fitted(
         said = str(e) if isinstance(e, ValueError) else f'{type(e).__name__}, {e}'
         raise BadData(f"{path} holds no trained {meta['method']} that can be used: {said}") from e
 
-def _rebuilt(given:dict, tensors:dict, meta:dict)->Fitted:
-    "What was saved; `BadData` where the file differs from what such a method would have saved"
-    method = method_from(meta['method'], meta['settings'])
-    if given['clip'] is not None: method = method.for_model(given['clip'])
-    diff = first_difference(meta['settings'], json.loads(json.dumps(settings_of(method))))
-    if diff: raise BadData(f"settings that it would not have saved: {diff}")
-    kinds = _facts(method.fitted)
-    odd = first(k for k in kinds if k not in meta)
-    if odd is not None: raise BadData(f"it says nothing of {odd}")
-    facts = {k: from_plain(meta[k], kind, k) for k,kind in kinds.items()}
-    known = dict(names=tuple(meta['tasks']), classnames=tuple(map(tuple, meta['classnames'])))
-    known |= dict(scales=tuple(meta['scales']), made_with=meta['clip'], record=meta.get('record'))
-    return method.fitted(method=method, **given, **known, **facts)._restored(tensors)
-
 @patch_to(Fitted, cls_method=True)
 def load(cls,
     path:str|Path, # File written by `save`
@@ -762,3 +749,25 @@ def load(cls,
 )->Fitted: # Of the class that was saved
     "The same as `load_fitted`"
     return load_fitted(path, clip, tasks, store)
+
+# %% ../nbs/engine/18_method.ipynb #46ab7897
+def _whole(method:Method, settings:dict)->dict:
+    "Settings of training that are younger than a file have their defaults in it"
+    own = {f.name: as_plain(f.default, f.metadata.get('saved', True)) for f in fields(method)
+           if _saved(f) and is_dataclass(f.default)}
+    return {k: own[k] | v if k in own else v for k,v in settings.items()}
+
+def _rebuilt(given:dict, tensors:dict, meta:dict)->Fitted:
+    "What was saved; `BadData` where the file differs from what such a method would have saved"
+    method = method_from(meta['method'], meta['settings'])
+    if given['clip'] is not None: method = method.for_model(given['clip'])
+    own = json.loads(json.dumps(settings_of(method)))
+    diff = first_difference(_whole(method, meta['settings']), own)
+    if diff: raise BadData(f"settings that it would not have saved: {diff}")
+    kinds = _facts(method.fitted)
+    odd = first(k for k in kinds if k not in meta)
+    if odd is not None: raise BadData(f"it says nothing of {odd}")
+    facts = {k: from_plain(meta[k], kind, k) for k,kind in kinds.items()}
+    known = dict(names=tuple(meta['tasks']), classnames=tuple(map(tuple, meta['classnames'])))
+    known |= dict(scales=tuple(meta['scales']), made_with=meta['clip'], record=meta.get('record'))
+    return method.fitted(method=method, **given, **known, **facts)._restored(tensors)
