@@ -137,7 +137,8 @@ def as_plain(
 )->object: # Of lists, dictionaries and plain values, as JSON has them
     "A tree as its merges, a dataclass as a dictionary, a tuple as a list"
     if hasattr(value, 'to_dict'): return value.to_dict()
-    if is_dataclass(value): return {k: v for k,v in plain_settings(value).items() if keep is True or k in keep}
+    if is_dataclass(value):
+        return {k: v for k,v in plain_settings(value).items() if keep is True or k in keep}
     return [as_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 def from_plain(
