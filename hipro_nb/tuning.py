@@ -304,5 +304,6 @@ def training_note(
     first, last = float(history[0].mean()), float(history[-1].mean())
     course = f"the mean loss went from {first:.3g} to {last:.3g}"
     if last > 1.05*first: return f"{course}: the learning rate is too high; try a tenth, or --tune"
-    if last > (1 - few)*first: return f"{course}: hardly learned; try a higher --lr or more --epochs, or --tune"
+    if last > (1 - few)*first:
+        return f"{course}: hardly learned; try a higher --lr or more --epochs, or --tune"
     return ''
