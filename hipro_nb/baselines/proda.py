@@ -132,7 +132,7 @@ def prompt_sets(
     towers, bare = {p: t for p,(t,_) in built.items()}, bare_tower(clip, method, device)
     return PromptSets(method, counts, towers, built['end'][1], bare, clip.logit_scale)
 
-# %% ../../nbs/methods/42_proda.ipynb #5249f533
+# %% ../../nbs/methods/42_proda.ipynb #31784c96
 @patch
 def start(self:PromptSets,
     config:TrainConfig, # Its seed; is the temperature learned?
