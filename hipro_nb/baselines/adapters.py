@@ -32,7 +32,7 @@ from ..method import Fitted, Job, Method, as_sentences, check_alike, check_group
 from ..method import settings_of, task_templates, tensor_field
 from ..hipro import RATES
 from ..visual import DeepPromptTower, VisionTower
-from .coop import fit_parameters, gather_train, task_means
+from .coop import fit_parameters, gather_train, own_scale, task_means
 from .visual_prompts import FittedVisual, VisualJob, VisualPromptMethod, placed, prompts_of
 
 # %% ../../nbs/methods/49_adapters.ipynb #2cd12887
@@ -140,7 +140,7 @@ def losses(self:AdapterJob,
     for t in task.unique().tolist():
         here,model = (task==t).nonzero()[:,0], models[self.of[t]]
         x,y = (z[rows[here].to(z.device)] for z in self.data[:2])
-        scale = model['log_scale'].exp() if 'log_scale' in model else self.job.clip.logit_scale
+        scale = own_scale(model, self.job.clip.logit_scale)
         z = scale*self.method.task_logits(x, self.text[t].to(x), model)
         ce = ce.index_copy(0, here.to(x.device), F.cross_entropy(z, y, reduction='none'))
     means = task_means(ce, task, len(self.of))
@@ -184,9 +184,7 @@ def _head(self:FittedAdapter, i):
     return adapter(self.text[i], model['down'], model['up'], method.alpha, method.last_relu)
 
 @patch
-def _scale(self:FittedAdapter, i):
-    model = self.model_of(i)
-    return model['log_scale'].exp() if 'log_scale' in model else self.clip.logit_scale
+def _scale(self:FittedAdapter, i): return own_scale(self.model_of(i), self.clip.logit_scale)
 
 @patch
 def _logits(self:FittedAdapter, i:int, x:Float[Tensor,'n d'])->Float[Tensor,'n K']:

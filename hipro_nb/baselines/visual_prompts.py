@@ -34,7 +34,7 @@ from ..method import Fitted, Job, Method, as_sentences, check_groups, fact_field
 from ..method import task_templates, tensor_field
 from ..hipro import RATES
 from ..visual import CoupledPrompts, DeepPromptTower, UnifiedPrompts, VisionTower
-from .coop import FitRun, fit_parameters, task_means
+from .coop import FitRun, fit_parameters, own_scale, task_means
 
 # %% ../../nbs/methods/48_visual_prompts.ipynb #ba573c68
 class ImageTokens:
@@ -238,8 +238,7 @@ def factors(self:VisualJob,
     models:Sequence, # Tensors of each set
 )->list: # 1/τ of each task
     "The model's, or the one that is learned"
-    if not self.method.config.learn_temperature: return [self.job.clip.logit_scale]*len(self.of)
-    return [models[m]['log_scale'].exp() for m in self.own]
+    return [own_scale(models[m], self.job.clip.logit_scale) for m in self.own]
 
 # %% ../../nbs/methods/48_visual_prompts.ipynb #bd201e1e
 @patch
@@ -375,7 +374,7 @@ def _head(self:FittedVisual, i): return None
 @patch
 def _scale(self:FittedVisual, i):
     own = [m for m,g in zip(self.models, self.groups) if i in g][-1]
-    return own['log_scale'].exp() if 'log_scale' in own else self.clip.logit_scale
+    return own_scale(own, self.clip.logit_scale)
 
 @patch
 @torch.no_grad()
