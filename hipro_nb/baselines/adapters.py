@@ -85,6 +85,7 @@ class AdapterJob:
     text:Sequence # Class weights `K d` of each task
     data:tuple # Features, labels, and where each task begins
 
+# %% ../../nbs/methods/49_adapters.ipynb #2f8969f5
 @patch
 def adapter_of(self:CLIPAdapter,
     n:int, # Number of tasks, N
@@ -160,6 +161,7 @@ class FittedAdapter(Fitted):
 
 CLIPAdapter.fitted = FittedAdapter
 
+# %% ../../nbs/methods/49_adapters.ipynb #4d5b9134
 @patch
 def _fit(self:CLIPAdapter, job):
     work = self.start(job)
@@ -170,6 +172,7 @@ def _fit(self:CLIPAdapter, job):
                          checkpoint=job.file('adapter.safetensors'), identity=identity)
     return self.made(job, of=work.of, models=run.models, text=work.text, history=run.history)
 
+# %% ../../nbs/methods/49_adapters.ipynb #b3634386
 @patch
 def model_of(self:FittedAdapter,
     i:int, # Index of a task
@@ -263,6 +266,7 @@ class KroneckerPrompts(nn.Module):
         "Both sides"
         return kronecker(self.text, self.source), kronecker(self.visual, self.source)
 
+# %% ../../nbs/methods/49_adapters.ipynb #084ed789
 @patch
 def form(self:MmAP, work, m):
     w,v = work.job.clip.width, work.tower.width
@@ -300,6 +304,7 @@ class PairedJob(VisualJob):
         "Number of the group of each task"
         return [next(g for g,group in enumerate(self.task_sets) if i in group) for i in range(len(self.of))]
 
+# %% ../../nbs/methods/49_adapters.ipynb #712e94e0
 def paired(
     work:VisualJob, # As it looked for the groups
     task_sets:Sequence, # The groups that were found

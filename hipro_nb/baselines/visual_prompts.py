@@ -147,6 +147,7 @@ class VisualPrompts(nn.Module):
         "Both sides"
         return None, self.prompts
 
+# %% ../../nbs/methods/48_visual_prompts.ipynb #26327519
 @dataclass(frozen=True, kw_only=True)
 class VPT(VisualPromptMethod):
     "Visual prompt tuning: learned tokens in the image tower, a hand-written text"
@@ -200,6 +201,7 @@ class VisualJob:
         "The last set that each task has a part in"
         return [max(m for m,g in enumerate(self.groups) if t in g) for t in range(len(self.of))]
 
+# %% ../../nbs/methods/48_visual_prompts.ipynb #0f6deed1
 @patch
 def start(self:VisualPromptMethod,
     job:Job, # Model, tasks, files
@@ -292,6 +294,7 @@ def means(self:VisualJob,
         ce = ce.index_copy(0, here.to(x.device), own)
     return task_means(ce, task, len(self.of))
 
+# %% ../../nbs/methods/48_visual_prompts.ipynb #e195b6d3
 @patch
 def totals(self:VisualJob,
     means:Float[Tensor,'N'], # Eq. 1
@@ -335,6 +338,7 @@ class FittedVisual(Fitted):
     text:Sequence|None = tensor_field('K{i} d', many='N', trained=False) # Class weights of each task
     history:Float[Tensor,'E M']|None = None # Mean loss of each set in each epoch; not kept in a file
 
+# %% ../../nbs/methods/48_visual_prompts.ipynb #8f050c13
 @patch
 @torch.no_grad()
 def trained(self:VisualJob,
@@ -376,6 +380,7 @@ def _scale(self:FittedVisual, i):
     own = [m for m,g in zip(self.models, self.groups) if i in g][-1]
     return own_scale(own, self.clip.logit_scale)
 
+# %% ../../nbs/methods/48_visual_prompts.ipynb #1daa7d99
 @patch
 @torch.no_grad()
 def _image_logits(self:FittedVisual, i:int, images:Split)->Float[Tensor,'n K']:
