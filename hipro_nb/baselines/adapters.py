@@ -69,7 +69,10 @@ class CLIPAdapter(Method):
         super().__post_init__()
         if self.alpha > 1: raise ValueError(f'alpha is {self.alpha}; expected 0 to 1')
 
-    def for_model(self, clip):
+    def for_model(self,
+        clip:FrozenCLIP, # The frozen model
+    )->Method: # The same
+        "Refuses (`ValueError`) a bottleneck that is none"
         d = clip.embed_dim
         if self.reduction <= d: return self
         raise ValueError(f'reduction is {self.reduction}; expected 1 to {d}, the width of a feature')
@@ -99,7 +102,7 @@ def start(self:CLIPAdapter,
 )->AdapterJob: # Ready for its loss
     "Class weights, groups, features"
     of = self.adapter_of(len(job.tasks))
-    groups = [tuple(i for i,m in enumerate(of) if m == a) for a in range(max(of) + 1)]
+    groups = [tuple(range(len(of)))] if self.shared else [(i,) for i in range(len(of))]
     said = [self.templates or task_templates(t) for t in job.tasks]
     text = [zero_shot_weights(job.clip, t.classnames, s).cpu() for t,s in zip(job.tasks, said)]
     data = gather_train(job.tasks, self.config.device or 'cpu', text[0].dtype)
@@ -268,7 +271,11 @@ class KroneckerPrompts(nn.Module):
 
 # %% ../../nbs/methods/49_adapters.ipynb #084ed789
 @patch
-def form(self:MmAP, work, m):
+def form(self:MmAP,
+    work:VisualJob, # Both towers
+    m:int, # Number of a set
+)->KroneckerPrompts: # At its start
+    "A source from VPT's uniform start, and factors of ones"
     w,v = work.job.clip.width, work.tower.width
     depth,n = min(self.depth, work.tower.n_blocks, work.text_tower.n_blocks), math.gcd(w, v)
     source = work.tower.init_prompts(self.tokens_in(work.tower), depth, self.seed_of(m))[...,:n]
@@ -290,13 +297,19 @@ class PairedJob(VisualJob):
     "Sets of the groups, then of the tasks; two side by side for each task"
     task_sets:Sequence # Task indices of each group
 
-    def all_sides(self, models):
+    def all_sides(self,
+        models:Sequence, # Tensors of each set
+    )->tuple: # Text and visual prompts of every task
+        "Those of its group, then its own"
         sides = [self.method.sides(self, prompts_of(m)) for m in models]
         above, own = [sides[g] for g in self.own_group], sides[len(self.task_sets):]
         def joined(k): return tuple(torch.cat([a[k], b[k]], 1) for a,b in zip(above, own))
         return joined(0), joined(1)
 
-    def totals(self, means):
+    def totals(self,
+        means:Float[Tensor,'N'], # Loss of each task
+    )->Float[Tensor,'M']: # Of each set; their sum has each task once in its gradient
+        "What the groups report, and what is trained"
         return torch.cat([torch.stack([means[list(g)].sum().detach() for g in self.task_sets]), means])
 
     @property
@@ -327,10 +340,12 @@ class Watch:
         "The step was taken: count its snapshot"
         if self.seen is not None: self.meter.update(*self.seen)
         self.step,self.seen = self.step+1,None
-    def state_dict(self):
+    def state_dict(self)->dict: # Tensors by name
         "As a module has it"
         return self.meter.state_dict() | dict(step=torch.tensor(self.step))
-    def load_state_dict(self, state):
+    def load_state_dict(self,
+        state:dict, # Tensors by name
+    ):
         "What `state_dict` gave"
         self.meter.load_state_dict(state)
         self.step,self.seen = int(state['step']),None

@@ -166,16 +166,26 @@ class VPT(VisualPromptMethod):
         object.__setattr__(self, 'templates', as_sentences(self.templates))
         super().__post_init__()
 
-    def fixed_text(self, job):
+    def fixed_text(self,
+        job:Job, # Model and tasks
+    )->list: # Class weights `K d` of each task
+        "Hand-written, as zero-shot's"
         return [zero_shot_weights(job.clip, t.classnames, self.templates or task_templates(t))
                 for t in job.tasks]
 
-    def for_model(self, clip):
+    def for_model(self,
+        clip:FrozenCLIP, # The frozen model
+    )->Method: # The same
+        "Refuses (`ValueError`) more blocks than the image tower has"
         n = VisionTower(clip).n_blocks
         if self.depth is None or self.depth <= n: return self
         raise ValueError(f'depth is {self.depth}; expected 1 to {n}, the blocks of the image tower')
 
-    def form(self, work, m):
+    def form(self,
+        work:object, # A `VisualJob`
+        m:int, # Number of a set
+    )->VisualPrompts: # At its start
+        "Uniform draws"
         n = self.tokens_in(work.tower)
         return VisualPrompts(work.tower.init_prompts(n, self.depth, self.seed_of(m)))
 
@@ -422,7 +432,10 @@ class MaPLe(VisualPromptMethod):
     words:str|None = 'a photo'
     stay:str = 'of a' # Words between context and name, not learned
 
-    def for_model(self, clip):
+    def for_model(self,
+        clip:FrozenCLIP, # The frozen model
+    )->Method: # The same
+        "Refuses (`BadData`) words of another length than the context"
         super().for_model(clip)
         n = self.n_ctx if self.words is None else len(word_ctx(clip, self.words))
         if n == self.n_ctx: return self
@@ -430,20 +443,32 @@ class MaPLe(VisualPromptMethod):
 
 # %% ../../nbs/methods/48_visual_prompts.ipynb #26efa783
 @patch
-def text_tower(self:MaPLe, clip, names):
+def text_tower(self:MaPLe,
+    clip:FrozenCLIP, # The frozen model
+    names:Sequence, # Names of all classes
+)->DeepPromptTower: # Takes a context in each of several blocks
+    "Behind the context stand the words that stay"
     dtype = None if self.config.dtype is None else getattr(torch, self.config.dtype)
     return DeepPromptTower(clip, [f'{self.stay} {clean_name(n)}'.strip() for n in names], self.n_ctx,
                            dtype=dtype)
 
 @patch
-def form(self:MaPLe, work, m):
+def form(self:MaPLe,
+    work:VisualJob, # Both towers
+    m:int, # Number of a set
+)->CoupledPrompts: # At its start
+    "Text prompts, the first from words, and a map of each block"
     depth = min(self.depth, work.tower.n_blocks, work.text_tower.n_blocks)
     text = work.text_tower.init_ctx(depth, self.seed_of(m))
     if self.words is not None: text[0] = word_ctx(work.job.clip, self.words).to(text)
     return CoupledPrompts(text, work.tower.width, self.seed_of(m))
 
 @patch
-def sides(self:MaPLe, work, model):
+def sides(self:MaPLe,
+    work:VisualJob, # Both towers
+    model:dict, # Tensors of one set
+)->tuple: # Text and visual prompts
+    "The first block's visual prompts pass CLIP's first norm"
     text,visual = VisualPromptMethod.sides(self, work, model)
     return text, torch.cat([work.tower.visual.ln_pre(visual[:1]), visual[1:]])
 
@@ -461,12 +486,20 @@ class MVLPT(VisualPromptMethod):
 
 # %% ../../nbs/methods/48_visual_prompts.ipynb #0eee932a
 @patch
-def text_tower(self:MVLPT, clip, names):
+def text_tower(self:MVLPT,
+    clip:FrozenCLIP, # The frozen model
+    names:Sequence, # Names of all classes
+)->PromptTower: # Takes a context
+    "As CoOp's"
     dtype = None if self.config.dtype is None else getattr(torch, self.config.dtype)
     return PromptTower(clip, names, self.n_ctx, self.position, dtype=dtype)
 
 @patch
-def form(self:MVLPT, work, m):
+def form(self:MVLPT,
+    work:VisualJob, # Both towers
+    m:int, # Number of a set
+)->UnifiedPrompts: # At its start
+    "Both sides' tokens and the projection"
     seed, n = self.seed_of(m), self.tokens_in(work.tower)
     return UnifiedPrompts(work.text_tower.init_ctx(1, seed)[0], work.tower.init_prompts(n, seed=seed),
                           self.width, seed=seed)
