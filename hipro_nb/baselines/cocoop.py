@@ -22,7 +22,7 @@ from ..frozen import FrozenCLIP
 from ..tower import PromptTower
 from ..train import TrainConfig, tower_key
 from ..method import Fitted, Method, check_alike, tensor_field
-from .coop import fit_parameters, gather_train, task_means
+from .coop import fit_parameters, gather_train, own_scale, task_means
 from ..hipro import RATES, task_tower
 
 # %% ../../nbs/methods/41_cocoop.ipynb #6e9a51ee
@@ -99,12 +99,6 @@ class ImagePrompts:
     pairs:int # Most (image, class) pairs at a time
     scale:float # 1/τ of the model
 
-    def temperature(self,
-        model:dict, # Parameters of a task
-    )->float|Float[Tensor,'']: # 1/τ
-        "The task's own, if it is learned"
-        return model['log_scale'].exp() if 'log_scale' in model else self.scale
-
 def image_prompts(
     clip:FrozenCLIP, # The frozen model
     classnames:Sequence, # Class names of each task
@@ -144,7 +138,7 @@ def losses(self:ImagePrompts,
     here, sizes = (o.tolist() for o in task.unique_consecutive(return_counts=True))
     parts = x.split(sizes)
     ctx = torch.cat([image_ctx(models[t], p) for t,p in zip(here, parts)])
-    scale = torch.cat([x.new_ones(len(p), 1) * self.temperature(models[t]) for t,p in zip(here, parts)])
+    scale = torch.cat([x.new_ones(len(p), 1) * own_scale(models[t], self.scale) for t,p in zip(here, parts)])
     none = (self.table[task] < 0).to(x.device)
     z = bounded_cosines(self.tower, ctx, x, self.table[task], self.pairs).masked_fill(none, 0.)
     each = F.cross_entropy((scale * z).masked_fill(none, -math.inf), y, reduction='none')
@@ -187,7 +181,7 @@ def _fit(self:CoCoOp, job):
 def _head(self:FittedCoCoOp, i): return None
 
 @patch
-def _scale(self:FittedCoCoOp, i): return self._encoder.temperature(self.models[i])
+def _scale(self:FittedCoCoOp, i): return own_scale(self.models[i], self.clip.logit_scale)
 
 # %% ../../nbs/methods/41_cocoop.ipynb #8691f6b8
 @patch
