@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['image_ids', 'paired_hits', 'image_interval', 'measured', 'chosen_methods', 'runnable', 'without_effect',
-           'comparison_record', 'comparison_folder', 'warn_of_old', 'Fit', 'Given', 'SeedData', 'train_one', 'free_gib',
-           'usual_jobs', 'Workers', 'fits_to_do', 'Plan', 'train_missing', 'MethodTable', 'read_runs', 'read_table',
-           'reported_averages', 'save_table', 'run_compare', 'hipro_compare', 'compare_settings']
+           'other_recipes', 'comparison_record', 'comparison_folder', 'warn_of_old', 'Fit', 'Given', 'SeedData',
+           'train_one', 'free_gib', 'usual_jobs', 'Workers', 'fits_to_do', 'Plan', 'train_missing', 'MethodTable',
+           'read_runs', 'read_table', 'reported_averages', 'save_table', 'run_compare', 'hipro_compare',
+           'compare_settings']
 
 # %% ../nbs/running/71_compare.ipynb #ab353e28
 import csv, hashlib, importlib.util, io, json, math, multiprocessing, os, pickle, shutil, signal, sys
@@ -42,7 +43,7 @@ from .cli import (EMBEDDED, METHODS, RunSettings, _about_to_run, _look, check_ap
                           memory_hint)
 from .cli import (new_method, open_model, option_word, parse_seeds, peak_mib, pick_device,
                           run_command, run_record)
-from .cli import seed_record, warn_of_val
+from .cli import seed_record, tuned_method, usual_recipe, warn_of_val
 
 # %% ../nbs/running/71_compare.ipynb #4b88793d
 def image_ids(
@@ -195,6 +196,17 @@ def without_effect(
         if left: idle.setdefault(', '.join(left), []).append(option_word(k))
     return '; '.join(f"without effect in {who}: {', '.join(options)}" for who,options in idle.items())
 
+# %% ../nbs/running/71_compare.ipynb #172dbcdc
+def other_recipes(
+    names:Sequence, # Methods of a comparison
+    settings:RunSettings, # What is run
+)->str: # A line; empty where all go by the same recipe
+    "Which methods have no fast recipe where the others go by theirs"
+    left = [n for n in names if not METHODS[n].fast and n != 'zero_shot']
+    if settings.recipe != 'fast' or not left: return ''
+    advice = '' if settings.tune else ', whose rate need not suit the model: --tune gives each method its own'
+    return f"by the paper's protocol: {', '.join(left)}{advice}"
+
 # %% ../nbs/running/71_compare.ipynb #04082839
 def comparison_record(
     settings:RunSettings, # What is run; its method does not matter
@@ -246,16 +258,21 @@ class Fit:
         return self.folder/self.name/f'seed{self.seed}'
 
 @patch
+def own(self:Fit)->RunSettings: # Without what its method has no use for
+    "What is run for its method"
+    return self.settings.for_method(self.name)
+
+@patch
 def method(self:Fit)->Method: # Its settings
     "Its method, with the options that this has a use for"
-    return new_method(self.settings.for_method(self.name), self.seed)
+    return new_method(self.own(), self.seed)
 
 @patch
 def record(self:Fit,
     about:dict, # What `seed_record` says of the seed
 )->dict: # The same of this method
     "What the files of this run say of themselves"
-    return about | dict(settings=self.settings.for_method(self.name).record(about['clip']['dtype']))
+    return about | dict(settings=self.own().record(about['clip']['dtype']))
 
 # %% ../nbs/running/71_compare.ipynb #9d2e773a
 def _finished(folder: Path, method: str, seed: int) -> bool:
@@ -320,9 +337,11 @@ def views(self:Fit)->dict: # What `select` is to be asked for, by key
 def _fit_one(fit:Fit, clip:FrozenCLIP, given:Given, progress:bool)->Result:
     "Fits a method on what it works on, tests and stores it and its views"
     resumed, point = (fit.part/'checkpoint').exists(), fit.part/'checkpoint'
-    def learn(): return fit.method().fit(clip, given.tasks, checkpoint=point, progress=progress)
+    def learn():
+        method = tuned_method(fit.method(), fit.own(), clip, given.tasks, fit.part)
+        return method.fit(clip, given.tasks, checkpoint=point, progress=progress)
     whole, cost = measured(learn, clip.device)
-    views = fit.views() if len(given.tasks) > 1 else {}
+    views = fit.views() if len(given.tasks) > 1 and not fit.settings.tune else {} # each with its own settings
     for n in [*views, fit.name]:
         fitted = whole.select(views[n]) if n in views else whole
         own = dict(parameters=fitted.n_parameters, resumed=resumed)
@@ -571,7 +590,8 @@ def _train_here(plan:Plan, seed:int, data:SeedData, failed:dict)->None:
 def _packed(plan:Plan, seed:int, data:SeedData)->list:
     "The fits of a seed that are to be done, `(fit, bytes)`"
     packs, jobs = {}, []
-    for name in fits_to_do(plan.names, seed, plan.folder, len(data.tasks) > 1):
+    together = len(data.tasks) > 1 and not plan.settings.tune
+    for name in fits_to_do(plan.names, seed, plan.folder, together):
         fit = plan.fit(name, seed)
         kind = fit.method().wants_images(plan.clip) # tasks of one kind are packed once
         if kind not in packs: packs[kind] = pickle.dumps(vars(data.given(fit, kind)))
@@ -954,6 +974,9 @@ def run_compare(
     shots:int|None = None, # Training images per class
     fraction:float|None = None, # Share of the images for training, such as 0.1
     train_list:str|None = None, # JSON of training images, task -> relative paths; the rest is test
+    # fast (150 steps on all images, for one's own folder) or paper (the protocol); by default as DATA suggests
+    recipe:str|None = None,
+    tune:bool = False, # Choose each method's rate and more on training images held back, for each seed anew?
     lr:float|None = None, # Learning rate; 0.001 if not given, the embedded benchmark's own on its data
     epochs:int|None = None, # Epochs; 100 if not given, or the embedded benchmark's
     n_ctx:int|None = None, # Context tokens of a prompt; each method's own number if not given, 16 for most
@@ -977,8 +1000,9 @@ def run_compare(
     JSON"""
     of_data = dict(shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images,
                    root=root, any_counts=any_counts)
-    of_training = dict(
-        n_ctx=n_ctx, lr=lr, epochs=epochs, batch_size=batch_size, dtype=dtype, views=views, chunk=chunk)
+    given = dict(lr=lr, epochs=epochs, batch_size=batch_size, views=views)
+    of_training = given | dict(n_ctx=n_ctx, dtype=dtype, chunk=chunk, tune=tune)
+    of_training['recipe'] = usual_recipe(data, root, given) if recipe is None else recipe
     settings = RunSettings(data, model, pretrained, **of_data, **of_training)
     kept = dict(store=FeatureStore(store or Path(out)/'features'), download=download, report=report)
     where = _place(data, out, device, jobs, report, store)
@@ -1021,7 +1045,8 @@ def compare_settings(
     without_effect(names, settings)
     clip, tasks = _opened(settings, seeds[0], device, download, progress)
     names, left_out = runnable(names, clip, settings, tasks, strict)
-    if said := without_effect(names, settings): print(said, flush=True)
+    for said in (without_effect(names, settings), other_recipes(names, settings)):
+        if said: print(said, flush=True)
     warn_of_val(tasks, names)
     record = comparison_record(settings, clip, tasks)
     folder = comparison_folder(out, record)
