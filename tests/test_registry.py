@@ -166,8 +166,8 @@ def test_settings(walk, name):
     assert name not in walk.error, walk.error[name]
     loaded = load_fitted(walk.folder / f"{name}.safetensors", walk.clip, walk.tasks)
     method = walk.method(name).for_model(walk.clip)
-    assert (loaded.method, loaded.title) == (method, method.title)
-    assert settings_of(loaded.method) == settings_of(method) and type(loaded) is METHODS[name].fitted
+    assert (type(loaded), loaded.title) == (METHODS[name].fitted, method.title)
+    assert settings_of(loaded.method) == settings_of(method)
 
 
 def check_refused(walk, monkeypatch, name, *sample):
