@@ -110,4 +110,6 @@ class IMTL(SharedPrompt):
     # What IMTL-G's weights add up to: 'one' as in the paper, or the number of 'tasks' in the batch
     total:Literal['one', 'tasks'] = 'one'
 
-    def combine(self)->Balance: return Balance(self.balance, self.total, self.config.momentum)
+    def combine(self)->Balance: # Without a step taken
+        "The balance of this run"
+        return Balance(self.balance, self.total, self.config.momentum)

@@ -74,7 +74,9 @@ class Surgery(Combine):
 @dataclass(frozen=True, kw_only=True)
 class SharedPrompt(CoOpMTL):
     "CoOp-MTL, one prompt for all tasks, with a step of its own: subclasses define `combine`"
-    def combine(self)->Combine: raise NotImplementedError(f"{type(self).__name__} defines no combine")
+    def combine(self)->Combine: # For a run of its own, since it may keep a state
+        "How a step is made of the tasks' gradients"
+        raise NotImplementedError(f"{type(self).__name__} defines no combine")
 
     def train_nodes(self,
         work:PromptJob, # Model, tasks, tower
@@ -89,4 +91,7 @@ class SharedPrompt(CoOpMTL):
 class PCGrad(SharedPrompt):
     "Gradient surgery (Yu et al., NeurIPS 2020) on CoOp-MTL"
     key, title, order, cost, color = 'pcgrad', 'PCGrad', 90, 90, 'navy'
-    def combine(self)->Combine: return Surgery(self.config.seed)
+
+    def combine(self)->Combine: # With the run's seed
+        "Surgery in the orders of this run"
+        return Surgery(self.config.seed)
