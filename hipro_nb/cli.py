@@ -49,8 +49,9 @@ from .mini import MINI_TRAIN, mini_clip, mini_tasks
 from .tower import PromptTower, bench_tower, is_faster
 from .zoo import load_clip
 from .tree import TaskTree, balanced_tree, plot_affinity
-from .loop import NonFiniteLoss, first_difference
-from .train import TrainConfig, affinity_overhead, check_fields, class_index
+from .train import NonFiniteLoss, TrainConfig, check_fields, class_index
+from .loop import first_difference
+from .processes import affinity_overhead
 from .views import encode_views, known_hash, warn_of_leaks
 from .datasets import list_datasets, load_tasks
 from .datasets.sources import check_class_names, check_table, name_classes, read_classnames

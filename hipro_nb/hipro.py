@@ -40,7 +40,8 @@ from .tower import PromptTower
 from .affinity import AffinityMeter
 from .tree import TaskTree, balanced_tree, flat_tree
 from .loop import first_difference
-from .train import BatchPlan, PromptTrainer, TrainConfig, check_setting, class_index, train_prompts
+from .train import BatchPlan, PromptTrainer, TrainConfig, check_setting, class_index
+from .processes import train_prompts
 from .fuse import fuse_weights
 
 # %% ../nbs/paper/08_hipro.ipynb #00a4f0ea

@@ -23,7 +23,8 @@ from open_clip.model import CLIP
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransformer
 
 # %% ../nbs/engine/13_tower.ipynb #1adc671f
-from .prompt import ClassTokens, FrozenCLIP, full_type, random_ctx
+from .frozen import FrozenCLIP
+from .prompt import ClassTokens, full_type, random_ctx
 
 # %% ../nbs/engine/13_tower.ipynb #c197289e
 class _Layer(nn.Module):

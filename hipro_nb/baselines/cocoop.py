@@ -18,7 +18,8 @@ from ..tasks import BadData
 from ..store import FeatureStore
 from ..frozen import FrozenCLIP
 from ..tower import PromptTower
-from ..train import TrainConfig, tower_key
+from ..train import TrainConfig
+from ..processes import tower_key
 from ..hipro import Method, check_alike
 from .coop import (fit_parameters, gather_train, pack_models, task_means, task_tower,
                                      unpack_models)

@@ -21,9 +21,10 @@ from ..frozen import FrozenCLIP
 from ..tower import PromptTower
 from ..loss import member_mask
 from ..tree import TaskTree, random_tree
-from ..loop import check_finite, run as run_loop, whole_step
-from ..train import (BatchPlan, PromptRun, TrainConfig, Trainer, make_optimizer, new_moments,
-                            run_identity, share_moments, tensor_hash, train_prompts)
+from ..train import (check_finite, whole_step, BatchPlan, TrainConfig, Trainer, make_optimizer,
+                            new_moments, share_moments)
+from ..loop import run as run_loop
+from ..processes import PromptRun, run_identity, tensor_hash, train_prompts
 from ..hipro import HiPro
 
 # %% ../../nbs/methods/40_coop.ipynb #9422977d

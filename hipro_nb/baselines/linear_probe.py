@@ -23,8 +23,9 @@ from ..store import FeatureStore
 from ..frozen import FrozenCLIP
 from ..tasks import Task
 from ..files import as_kind
-from ..loop import run as run_loop, whole_step
-from ..train import TrainConfig, run_identity, split_hash
+from ..loop import run as run_loop
+from ..train import whole_step, TrainConfig
+from ..processes import run_identity, split_hash
 from ..hipro import Method
 
 # %% ../../nbs/methods/43_linear_probe.ipynb #b9309688

@@ -42,7 +42,8 @@ def look_ahead(
     task, image = trainer.batch(trainer.step)
     scale = trainer.log_scale.exp() if c.learn_temperature else trainer.scale
     for i in present.nonzero().flatten().tolist():
-        v = c.momentum * trainer.momentum + grads[:, i].view_as(trainer.ctx) + c.weight_decay * trainer.ctx
+        v = c.momentum * trainer.moments['momentum'] + grads[:, i].view_as(trainer.ctx)
+        v = v + c.weight_decay * trainer.ctx
         ahead[:, i] = trainer.node_losses(trainer.ctx - trainer.lr * v, task, image, trainer.member, scale)
     return ahead
 

@@ -23,7 +23,7 @@ from ..tasks import BadData
 from ..fuse import fuse_weights
 from ..hipro import HiPro, node_slots
 from ..mini import mini_groups
-from ..train import train_prompts
+from ..processes import train_prompts
 from ..tree import TaskTree, balanced_tree
 from .reports import Source, run_missing
 
