@@ -121,7 +121,8 @@ def parts(self:Reference)->list: # Markdown, a block each
     kind = back.get('anno', inspect.Parameter.empty)
     if kind in (None, inspect.Parameter.empty): return out
     said = comment_text(back.get('docment'))
-    return [*out, f"{'Is' if self.is_property else 'Returns'} {type_text(kind)}{': ' if said else ''}{said}\n"]
+    verb, colon = 'Is' if self.is_property else 'Returns', ': ' if said else ''
+    return [*out, f'{verb} {type_text(kind)}{colon}{said}\n']
 
 # %% ../nbs/running/79_reference.ipynb #fc134b20
 _twice = re.compile(r'\[([^\[\]]*)\[(`[^`]+`)\]\([^()\s]+\)([^\[\]]*)\]\(')
