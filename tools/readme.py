@@ -45,7 +45,8 @@ def picture(nbs, chapter, label):
         shown = [o["data"]["image/png"] for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
         if said.get("label") == label and shown:
             caption, alt = (json.loads(said[k]) for k in ("fig-cap", "fig-alt"))
-            return f"![{alt}]({label}.png)\n\n*{caption}*", base64.b64decode(text(shown[0]))
+            # in one paragraph: alone, Pandoc would print the alternative text as a caption
+            return f"![{alt}]({label}.png)\\\n*{caption}*", base64.b64decode(text(shown[0]))
     sys.exit(f"{chapter} stores no figure labelled {label}")
 
 
