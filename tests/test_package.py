@@ -190,7 +190,7 @@ def test_readme_table_agrees():
     found = {m: json.loads(r.to_json()) for m, r in runs.items()}
     i = runs["HiPro"].paired_interval(runs["CoOp"])
     row = (
-        f"| drawings | 3 | 50.0 | 65.0 | 61.0 | 66.0 | 68.2 | {i.mean:+.1f} ({i.low:+.1f} to {i.high:+.1f}) |"
+        f"| drawings | 3 | 50.0 | 65.0 | 61.0 | 66.0 | 68.2 | {i.mean:+.1f} ({i.low:+.1f}\u00a0to\u00a0{i.high:+.1f}) |"
     )
     assert readme.results_row("drawings", found) == f"{row} IMTL 72.0, HiPro 68.2, Shr+Ind 66.0 |"
     del found["IMTL"]
