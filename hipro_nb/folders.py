@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from fastcore.meta import delegates
+from fastcore.meta import use_kwargs_dict
 
 # %% ../nbs/pictures/21_folders.ipynb #e0da7899
 from .files import as_kind, as_path, open_file, read_json
@@ -345,7 +345,7 @@ def _drop(found:dict, gone:set)->tuple:
     return left, names
 
 # %% ../nbs/pictures/21_folders.ipynb #ceafcf1b
-@delegates(Draw)
+@use_kwargs_dict(fraction=None, shots=None, seed=0)
 def load_image_folder(
     path:str|Path, # Folder of tasks
     # JSON of the training images, task -> relative paths; the rest is test
@@ -353,10 +353,10 @@ def load_image_folder(
     skip_bad_images:bool=False, # Leave unreadable images out, with a warning, instead of raising `BadData`
     check:bool=True, # Decode every image now, so that a bad one is found before training
     progress:bool=True, # Show a progress bar on a terminal
-    **kwargs, # The other fields of `Draw`
+    **kwargs, # Other fields of `Draw`: `fraction`, `shots`, `seed`
 )->list: # The tasks, ordered by name
-    """Tasks from `path/<task>/<class>/*` or `path/<task>/{train,val,test}/<class>/*`; raise `BadData` for
-    whatever is wrong."""
+    """Tasks from `path/<task>/<class>/*` or `path/<task>/{train,val,test}/<class>/*`, drawn as `Draw` says by
+    `fraction`, `shots` and `seed`; raise `BadData` for whatever is wrong."""
     how, path = Draw(train_list, **kwargs), as_path(path)
     found = scan_tasks(path)
     tasks = _make_tasks(found, how, {})
