@@ -39,10 +39,11 @@ from torch.nn import functional as F
 
 # %% ../nbs/running/70_cli.ipynb #cbac9f1d
 from .images import allow_pixels, as_images, bad_images, n_threads, refuse_bad
-from .tasks import BadData, Features, Task, safe_name, plain_text
+from .tasks import BadData, Features, Task, plain_text
+from .files import (safe_name, Plain, as_kind, load_tensors, read_file, read_json, save_tensors,
+                            write_atomic)
 from .store import FeatureStore, encode_tasks
 from .frozen import FrozenCLIP
-from .files import Plain, as_kind, load_tensors, read_file, read_json, save_tensors, write_atomic
 from .folders import scan_folder, load_image_folder
 from .escape import json_text, markdown_text, screen_text
 from .mini import MINI_TRAIN, mini_clip, mini_tasks
