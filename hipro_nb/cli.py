@@ -8,10 +8,10 @@ __all__ = ['EMBEDDED', 'LOCK', 'HOLDER', 'DEMO', 'OFFICE_HOME', 'SIZES', 'PARTS'
            'option_word', 'check_apart', 'holder', 'check_idle', 'hold', 'check_free', 'check_record', 'read_run',
            'write_results', 'read_results', 'save_figures', 'new_method', 'uses_val', 'warn_of_val', 'tuned_method',
            'fit_method', 'save_seed', 'files_digest', 'run_record', 'tasks_digest', 'seed_record', 'summary',
-           'finished_seeds', 'read_seed', 'check_seed', 'check_seeds', 'collect', 'fit_settings', 'run_fit',
-           'hipro_fit', 'load_run', 'name_images', 'run_predict', 'hipro_predict', 'run_demo', 'hipro_demo',
-           'bench_clip', 'bench_names', 'time_tower', 'bench_affinity', 'peak_mib', 'tower_step', 'memory_jobs',
-           'bench_memory', 'bench_accuracy', 'read_bench', 'run_bench', 'hipro_bench']
+           'finished_seeds', 'read_seed', 'check_seed', 'check_seeds', 'collect', 'run_summary', 'look_for_tasks',
+           'fit_seeds', 'run_fit', 'hipro_fit', 'load_run', 'name_images', 'run_predict', 'hipro_predict', 'run_demo',
+           'hipro_demo', 'bench_clip', 'bench_names', 'time_tower', 'bench_affinity', 'peak_mib', 'tower_step',
+           'memory_jobs', 'bench_memory', 'bench_accuracy', 'read_bench', 'run_bench', 'hipro_bench']
 
 # %% ../nbs/running/70_cli.ipynb #a62f4a6a
 import argparse, hashlib, inspect, json, math, os, platform, shutil, statistics, subprocess, sys, time
@@ -39,18 +39,20 @@ from torch.nn import functional as F
 
 # %% ../nbs/running/70_cli.ipynb #cbac9f1d
 from .images import allow_pixels, as_images, bad_images, n_threads, refuse_bad
-from .tasks import BadData, Features, Task, safe_name, plain_text
+from .tasks import BadData, Features, Task, plain_text
+from .files import (safe_name, Plain, as_kind, load_tensors, read_file, read_json, save_tensors,
+                            write_atomic)
 from .store import FeatureStore, encode_tasks
 from .frozen import FrozenCLIP
-from .files import Plain, as_kind, load_tensors, read_file, read_json, save_tensors, write_atomic
 from .folders import scan_folder, load_image_folder
 from .escape import json_text, markdown_text, screen_text
 from .mini import MINI_TRAIN, mini_clip, mini_tasks
 from .tower import PromptTower, bench_tower, is_faster
 from .zoo import load_clip
 from .tree import TaskTree, balanced_tree, plot_affinity
-from .loop import NonFiniteLoss, first_difference
-from .train import TrainConfig, affinity_overhead, below, check_fields, class_index
+from .train import NonFiniteLoss, TrainConfig, below, check_fields, class_index
+from .loop import first_difference
+from .processes import affinity_overhead
 from .views import encode_views, known_hash, warn_of_leaks
 from .datasets import list_datasets, load_tasks
 from .datasets.sources import check_class_names, check_table, name_classes, read_classnames
@@ -910,7 +912,11 @@ def collect(
     return results
 
 # %% ../nbs/running/70_cli.ipynb #777d7a0d
-def _about_to_run(settings:RunSettings, clip:FrozenCLIP, tasks:Sequence)->str:
+def run_summary(
+    settings:RunSettings, # What is run
+    clip:FrozenCLIP, # The frozen model
+    tasks:Sequence, # The tasks of one seed
+)->str: # Such as "4 tasks, 12 classes, 24 images to learn from, ..."
     "What a run works on and where, in a line"
     size = {k: sum(len(t.parts.get(k, ())) for t in tasks) for k in ('train', 'test')}
     classes = len({c for t in tasks for c in t.classnames})
@@ -919,6 +925,7 @@ def _about_to_run(settings:RunSettings, clip:FrozenCLIP, tasks:Sequence)->str:
         f"{len(tasks)} {'task' if len(tasks) == 1 else 'tasks'}, {classes} classes, {size['train']} images to"
         f" learn from, {size['test']} to test on; model {plain_text(clip.name + weights)}, on {clip.device}")
 
+# %% ../nbs/running/70_cli.ipynb #c793fa75
 @dataclass(frozen=True)
 class _Run:
     "What the seeds of a run have in common"
@@ -938,7 +945,7 @@ def _fit_seed(run:_Run, seed:int, tasks:Sequence)->None:
     said = ', '.join(f'{r.method} {r.averages[0]:.2f}' for r in results)
     print(f'seed {seed}: {said} ({time.perf_counter()-began:.0f} s)', flush=True)
 
-def _fit_seeds(run:_Run, seeds:Sequence, tasks:Sequence)->None:
+def _fit_missing(run:_Run, seeds:Sequence, tasks:Sequence)->None:
     "Trains every seed that is not finished; `tasks` are those of the first"
     leaks = False
     for seed in seeds:
@@ -953,7 +960,11 @@ def _fit_seeds(run:_Run, seeds:Sequence, tasks:Sequence)->None:
         _fit_seed(run, seed, tasks)
 
 # %% ../nbs/running/70_cli.ipynb #529e5436
-def _look(settings:RunSettings, seed:int, download:bool)->None:
+def look_for_tasks(
+    settings:RunSettings, # What is run
+    seed:int, # A seed of the run
+    download:bool, # Fetch what is missing of a data set?
+)->None:
     "Are the tasks there? Asked before weights are fetched for them; what is to be said of them is said later"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -968,7 +979,7 @@ def _check_folders(settings:RunSettings, folder:Path, store:FeatureStore|None, r
     for s in finished_seeds(folder): read_seed(folder/f'seed{s}')
 
 # %% ../nbs/running/70_cli.ipynb #51e57118
-def fit_settings(
+def fit_seeds(
     settings:RunSettings, # What is run
     seeds:Sequence, # With which seeds
     folder:Path, # Folder of the run
@@ -985,7 +996,8 @@ def fit_settings(
         warnings.warn(
             'no --model: the embedded model is used, which has seen nothing but drawings; for photographs,'
             ' name one, as --model RN50-quickgelu --pretrained openai')
-    if settings.pretrained and not Path(settings.pretrained).exists(): _look(settings, seeds[0], download)
+    if settings.pretrained and not Path(settings.pretrained).exists():
+        look_for_tasks(settings, seeds[0], download)
     clip = open_model(settings.model, settings.pretrained, device)
     tasks = settings.tasks(seeds[0], check=True, download=download)
     warn_of_val(tasks, [settings.method])
@@ -993,8 +1005,9 @@ def fit_settings(
     with hold(folder):
         check_free(folder, resume)
         check_record(folder, record, clip)
-        print(_about_to_run(settings, clip, tasks), flush=True)
-        _fit_seeds(_Run(settings, clip, folder, store or FeatureStore(None), progress, record), seeds, tasks)
+        print(run_summary(settings, clip, tasks), flush=True)
+        run = _Run(settings, clip, folder, store or FeatureStore(None), progress, record)
+        _fit_missing(run, seeds, tasks)
         results = collect(folder, sorted({*seeds, *finished_seeds(folder)}))
     written = [n for n in ('results.json', 'results.md', 'affinity.png', 'tree.svg') if (folder/n).exists()]
     print(f"\n{compare(results)}\n\n{folder}: {', '.join(written)}, seed*/", flush=True)
@@ -1042,7 +1055,7 @@ def run_fit(
         recipe = usual_recipe(data, root, given) if METHODS[method].fast else 'paper'
     settings = RunSettings(data, model, pretrained, method, **of_data, **of_training, recipe=recipe or 'paper')
     folder = Path(out)/(name or safe_name(f'{Path(settings.data).name}-{method}'))
-    return fit_settings(settings, parse_seeds(seeds), folder, resume, device,
+    return fit_seeds(settings, parse_seeds(seeds), folder, resume, device,
                         FeatureStore(store or Path(out) / 'features'), download=download)
 
 # %% ../nbs/running/70_cli.ipynb #9bdd5756
@@ -1168,7 +1181,7 @@ def run_demo(
         **(DEMO | ({} if epochs is None else dict(epochs=epochs))))
     if not resume and (folder/'run.json').exists() and read_run(folder)['settings'].get('data') in EMBEDDED:
         with hold(folder): _forget(folder)
-    return fit_settings(settings, parse_seeds(seeds), folder, resume)
+    return fit_seeds(settings, parse_seeds(seeds), folder, resume)
 
 def hipro_demo(
     argv:list|None = None, # Words of the command line; those of the process by default

@@ -7,7 +7,7 @@ __all__ = ['image_ids', 'paired_hits', 'image_interval', 'measured', 'chosen_met
            'other_recipes', 'comparison_record', 'comparison_folder', 'warn_of_old', 'Fit', 'Given', 'SeedData',
            'train_one', 'free_gib', 'usual_jobs', 'Workers', 'fits_to_do', 'Plan', 'train_missing', 'MethodTable',
            'read_runs', 'read_table', 'reported_averages', 'save_table', 'run_compare', 'hipro_compare',
-           'compare_settings']
+           'compare_methods']
 
 # %% ../nbs/running/71_compare.ipynb #ab353e28
 import csv, hashlib, importlib.util, io, json, math, multiprocessing, os, pickle, shutil, signal, sys
@@ -28,10 +28,10 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 # %% ../nbs/running/71_compare.ipynb #5cdf5d6e
-from .tasks import BadData, safe_name, plain_text
+from .tasks import BadData, plain_text
+from .files import safe_name, Plain, as_kind, check_writable, read_json, write_atomic
 from .store import FeatureStore
 from .frozen import FrozenCLIP
-from .files import Plain, as_kind, check_writable, read_json, write_atomic
 from .escape import csv_text, html_table, latex_rows, markdown_table, markdown_text, text_table
 from .train import NonFiniteLoss, TrainConfig
 from .views import encode_views, own_cores, warn_of_leaks
@@ -39,7 +39,7 @@ from .results import Interval, Result, compare
 from .method import Fitted, Method, load_fitted
 from .tree import TaskTree
 from .baselines import RUN_OPTIONS, host_of, run_options, views_of
-from .cli import (EMBEDDED, METHODS, RunSettings, _about_to_run, _look, check_apart, check_seed, hold,
+from .cli import (EMBEDDED, METHODS, RunSettings, run_summary, look_for_tasks, check_apart, check_seed, hold,
                           memory_hint)
 from .cli import (new_method, open_model, option_word, parse_seeds, peak_mib, pick_device,
                           run_command, run_record)
@@ -958,10 +958,11 @@ def save_table(
 # %% ../nbs/running/71_compare.ipynb #7b1f02f8
 def _opened(settings:RunSettings, seed:int, device:str, download:bool, progress:bool)->tuple:
     "The model, and the tasks of a seed after a look at every image; the data before weights are fetched"
-    if settings.pretrained and not Path(settings.pretrained).exists(): _look(settings, seed, download)
+    if settings.pretrained and not Path(settings.pretrained).exists():
+        look_for_tasks(settings, seed, download)
     clip = open_model(settings.model, settings.pretrained, device)
     tasks = settings.tasks(seed, check=True, download=download)
-    print(_about_to_run(settings, clip, tasks), flush=True)
+    print(run_summary(settings, clip, tasks), flush=True)
     return clip, tasks
 
 # %% ../nbs/running/71_compare.ipynb #dcaf4e2f
@@ -1006,7 +1007,7 @@ def run_compare(
     settings = RunSettings(data, model, pretrained, **of_data, **of_training)
     kept = dict(store=FeatureStore(store or Path(out)/'features'), download=download, report=report)
     where = _place(data, out, device, jobs, report, store)
-    return compare_settings(settings, chosen_methods(methods), parse_seeds(seeds), out,
+    return compare_methods(settings, chosen_methods(methods), parse_seeds(seeds), out,
                             methods.strip() != 'all', reported, **kept, **where)
 
 # %% ../nbs/running/71_compare.ipynb #f10c5738
@@ -1027,7 +1028,7 @@ def _run_plan(plan:Plan, seeds:Sequence, jobs:int, left_out:dict)->MethodTable:
     return replace(table, left_out=left_out)
 
 # %% ../nbs/running/71_compare.ipynb #d0dbe1b5
-def compare_settings(
+def compare_methods(
     settings:RunSettings, # What is run; its method does not matter
     names:Sequence, # Methods
     seeds:Sequence, # Seeds

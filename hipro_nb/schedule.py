@@ -31,8 +31,9 @@ from .frozen import FrozenCLIP
 from .files import Plain, as_kind
 from .method import Method
 from .results import Result
-from .loop import check_finite, run as run_loop, whole_step
-from .train import BatchPlan, TrainConfig, Trainer, below, config_key, split_hash
+from .train import check_finite, whole_step, BatchPlan, TrainConfig, Trainer, below
+from .loop import run as run_loop
+from .processes import config_key, split_hash
 from .visual import VisionTower, has_blocks
 
 # %% ../nbs/scheduling/62_schedule.ipynb #0a9ebdd1

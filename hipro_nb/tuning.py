@@ -28,8 +28,8 @@ from .files import read_json, write_atomic
 from .frozen import FrozenCLIP
 from .images import progress_bar
 from .escape import html_table
-from .loop import NonFiniteLoss
-from .train import split_hash
+from .train import NonFiniteLoss
+from .processes import split_hash
 from .store import FeatureStore
 from .method import Fitted, Method, settings_of, with_settings
 
