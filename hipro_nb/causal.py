@@ -15,7 +15,8 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from .clip import PromptTower
-from .data import FrozenCLIP, decode_images
+from .prompt import FrozenCLIP
+from .store import decode_images
 from .visual import UnifiedPrompts, VisionTower, has_blocks
 
 # %% ../nbs/scheduling/61_causal.ipynb #8e56d631

@@ -38,11 +38,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # %% ../nbs/running/70_cli.ipynb #cbac9f1d
-from .data import allow_pixels
-from .data import (BadData, FeatureStore, Features, FrozenCLIP, Plain, Task, _refuse_bad, _scan,
-                           _threads, as_images, as_kind, bad_images, encode_tasks, load_image_folder,
-                           load_tensors, read_file, read_json, safe_name, save_tensors, write_atomic)
-from .escape import json_text, markdown_text, plain_text, screen_text
+from .images import allow_pixels, as_images, bad_images, n_threads, refuse_bad
+from .tasks import BadData, Features, Task, safe_name, plain_text
+from .store import FeatureStore, encode_tasks
+from .prompt import FrozenCLIP
+from .files import Plain, as_kind, load_tensors, read_file, read_json, save_tensors, write_atomic
+from .folders import scan_folder, load_image_folder
+from .escape import json_text, markdown_text, screen_text
 from .mini import MINI_TRAIN, mini_clip, mini_tasks
 from .clip import PromptTower, bench_tower, is_faster, load_clip
 from .tree import TaskTree, balanced_tree, plot_affinity
@@ -708,11 +710,11 @@ def files_digest(
     h = hashlib.sha256(read_file(settings.train_list) if settings.train_list else b'')
     files = sorted(
         (f'{t}/{k}/{c}/{p.name}', p)
-        for t, parts in _scan(Path(settings.data)).items()
+        for t, parts in scan_folder(Path(settings.data)).items()
         for k, cs in parts.items()
         for c, ps in cs.items()
         for p in ps)
-    with ThreadPoolExecutor(_threads()) as pool:
+    with ThreadPoolExecutor(n_threads()) as pool:
         for (name, _), own in zip(files, pool.map(_hash_or_nothing, (p for _, p in files))):
             h.update(name.encode() + own)
     return h.hexdigest()[:16]
@@ -736,7 +738,7 @@ def tasks_digest(
 )->str: # 16 hexadecimal digits
     "Stands for names, labels and contents of all that a seed learns from and is tested on"
     h = hashlib.sha256()
-    with ThreadPoolExecutor(_threads()) as pool:
+    with ThreadPoolExecutor(n_threads()) as pool:
         for t,k,part in ((t, k, part) for t in tasks for k,part in t.parts.items()):
             h.update(json.dumps([t.name, k, list(t.classnames), part.labels.tolist()]).encode())
             if t.is_encoded: h.update(part.x.contiguous().numpy().tobytes())
@@ -1044,7 +1046,7 @@ def name_images(
     for path in (Path(o) for o in images if isinstance(o, (str, Path))):
         if not path.exists(): raise BadData(f'{path}: no such file; expected an image')
         if path.is_dir(): raise BadData(f'{path}: a folder; expected an image')
-    if method.needs_images and (bad := bad_images(images, False)): _refuse_bad(names, bad)
+    if method.needs_images and (bad := bad_images(images, False)): refuse_bad(names, bad)
     given, tops = images if method.needs_images else method._features(images), {}
     for j in [method.index(t) for t in ([task] if task is not None else method.tasks)]:
         likeliest = method.predict(j, given).probs.topk(min(top, len(method.classnames[j])))

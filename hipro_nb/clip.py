@@ -35,7 +35,9 @@ from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_mod
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransformer
-from .data import BadData, FrozenCLIP, Plain, as_kind, clean_name, open_file, read_json
+from .tasks import BadData, clean_name
+from .prompt import FrozenCLIP
+from .files import Plain, as_kind, open_file, read_json
 
 # %% ../nbs/paper/02_clip.ipynb #6b722c51
 @contextmanager

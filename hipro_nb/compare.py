@@ -28,10 +28,11 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 # %% ../nbs/running/71_compare.ipynb #5cdf5d6e
-from .data import (BadData, FeatureStore, FrozenCLIP, Plain, as_kind, check_writable, read_json,
-                           safe_name, write_atomic)
-from .escape import (csv_text, html_table, latex_rows, markdown_table, markdown_text, plain_text,
-                             text_table)
+from .tasks import BadData, safe_name, plain_text
+from .store import FeatureStore
+from .prompt import FrozenCLIP
+from .files import Plain, as_kind, check_writable, read_json, write_atomic
+from .escape import csv_text, html_table, latex_rows, markdown_table, markdown_text, text_table
 from .train import NonFiniteLoss, TrainConfig
 from .views import encode_views, own_cores, warn_of_leaks
 from .hipro import Interval, Method, Result, compare

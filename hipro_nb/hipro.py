@@ -29,10 +29,12 @@ from scipy import stats
 from torch import Tensor
 
 # %% ../nbs/paper/08_hipro.ipynb #42334960
-from .data import BadData, FeatureStore, Features, FrozenCLIP, Plain, Split, Task, as_images
-from .data import as_kind, as_rows, check_names, check_tasks, encode_images, encode_tasks
-from .data import load_tensors, parse_json, save_tensors, settle_fork
-from .escape import html_table, markdown_table, markdown_text, plain_text, text_table
+from .tasks import BadData, Features, Task, as_rows, check_names, check_tasks, plain_text
+from .store import FeatureStore, encode_images, encode_tasks, settle_fork
+from .prompt import FrozenCLIP
+from .files import Plain, as_kind, load_tensors, parse_json, save_tensors
+from .images import Split, as_images
+from .escape import html_table, markdown_table, markdown_text, text_table
 from .clip import Encoder, FullEncoder, PromptTower, zero_shot_weights
 from .affinity import AffinityMeter
 from .tree import TaskTree, balanced_tree, flat_tree

@@ -22,7 +22,8 @@ from fastcore.basics import noop, patch
 from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
-from .data import BadData, load_tensors, save_tensors
+from .tasks import BadData
+from .files import load_tensors, save_tensors
 
 # %% ../nbs/paper/06_loop.ipynb #07535dfe
 @runtime_checkable

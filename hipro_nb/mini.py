@@ -23,7 +23,9 @@ from PIL import Image, ImageDraw, ImageFilter
 from safetensors.torch import load as st_load
 from torch import Tensor
 
-from .data import BadData, FrozenCLIP, Split, Task, check_tasks
+from .tasks import BadData, Task, check_tasks
+from .prompt import FrozenCLIP
+from .images import Split
 
 # %% ../nbs/pictures/22_mini.ipynb #6ea32d04
 SHAPES = dict(

@@ -25,7 +25,10 @@ from torch import Tensor, nn
 from .bilevel import (NotFinite, SeriesDiverges, gradient_calls, hypergradient, largest_curvature,
                               twice_differentiable)
 from .causal import CausalMask, ImageBank, MTVLP, causal_effect
-from .data import BadData, FeatureStore, FrozenCLIP, Plain, Task, as_kind, fraction
+from .tasks import BadData, Task, fraction
+from .store import FeatureStore
+from .prompt import FrozenCLIP
+from .files import Plain, as_kind
 from .hipro import Method, Result
 from .loop import check_finite, run as run_loop, whole_step
 from .train import BatchPlan, TrainConfig, Trainer, below, config_key, split_hash

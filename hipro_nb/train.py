@@ -25,7 +25,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from .affinity import AffinityMeter, copy_prompts, snapshot_overhead, snapshot_route, task_gradients
 from .clip import Encoder, PromptTower
-from .data import BadData, Features, Task, check_tasks, image_hash
+from .tasks import BadData, Features, Task, check_tasks
+from .images import image_hash
 from .loop import NonFiniteLoss, check_finite, forget, run as run_loop, whole_step
 from .loss import member_mask
 

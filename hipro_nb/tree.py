@@ -8,6 +8,7 @@ __all__ = ['TaskTree', 'balanced_tree', 'random_tree', 'flat_tree', 'plot_tree',
 # %% ../nbs/paper/05_tree.ipynb #6ed3e5ab
 import itertools
 from dataclasses import dataclass
+from html import escape
 from math import ceil, isfinite, log2
 from typing import TypedDict
 
@@ -19,7 +20,7 @@ from jaxtyping import Float, Num
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from .escape import html_text, plain_text
+from .tasks import plain_text
 
 # %% ../nbs/paper/05_tree.ipynb #2aa5aacf
 def _to_grid(a):
@@ -315,7 +316,7 @@ def to_svg(self:TaskTree,
     font = 'font-family="sans-serif" font-size="12" fill="currentColor" stroke="none"'
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font}>']
     for i, name in enumerate(texts):
-        out.append(f'<text x="{left-6}" y="{y[i]+4:.1f}" text-anchor="end">{html_text(name)}</text>')
+        out.append(f'<text x="{left-6}" y="{y[i]+4:.1f}" text-anchor="end">{escape(name)}</text>')
     for node, children in enumerate(self.merges, self.n_tasks):
         for c in children:
             line = f'M{x[c]} {y[c]:.1f}H{x[node]}V{y[node]:.1f}'

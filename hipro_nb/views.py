@@ -23,8 +23,11 @@ from PIL import Image
 from torch import Tensor
 
 # %% ../nbs/pictures/24_views.ipynb #bca07853
-from .data import (BadData, Features, FeatureStore, FrozenCLIP, Task, _bar, _in_order, _threads,
-                           encode_tasks, image_hash, load_tensors, open_file, parse_json, read_json)
+from .tasks import BadData, Features, Task
+from .store import FeatureStore, encode_tasks
+from .prompt import FrozenCLIP
+from .images import progress_bar, in_order, n_threads, image_hash
+from .files import load_tensors, open_file, parse_json, read_json
 
 # %% ../nbs/pictures/24_views.ipynb #2ea9985d
 def crop_box(
@@ -139,9 +142,9 @@ def _copies(tasks:Sequence, progress:bool)->list:
         for k, p in () if t.is_encoded else t.parts.items():
             items += [(t.name, k, i, p.images[i]) for i in range(len(p))]
     at = {}
-    with ThreadPoolExecutor(_threads()) as pool:
-        hashes = _in_order(pool, known_hash, (o[-1] for o in items), 64)
-        hashes = _bar(hashes, progress, total=len(items), desc='comparing', unit='image')
+    with ThreadPoolExecutor(n_threads()) as pool:
+        hashes = in_order(pool, known_hash, (o[-1] for o in items), 64)
+        hashes = progress_bar(hashes, progress, total=len(items), desc='comparing', unit='image')
         for (t, k, i, image),h in zip(items, hashes):
             name = f'{image.parent.name}/{image.name}' if isinstance(image, Path) else f'image {i}'
             at.setdefault(h, {}).setdefault((t, k, name), (t, k, i, name))

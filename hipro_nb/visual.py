@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 # %% ../nbs/methods/47_visual.ipynb #fd6ffe23
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
-from .data import BadData, FrozenCLIP
+from .tasks import BadData
+from .prompt import FrozenCLIP
 from .clip import PromptTower, _softmax
 
 # %% ../nbs/methods/47_visual.ipynb #b99e9a0b

@@ -12,8 +12,12 @@ import torch
 from PIL import Image
 from tiny import image_folder, random_clip, save_clip, square
 
-from hipro_nb.data import (BadData, Features, FeatureStore, FrozenCLIP, Split, Task, few_shot,
-                           load_image_folder, load_tensors, save_tensors, write_atomic)
+from hipro_nb.tasks import BadData, Features, Task, few_shot
+from hipro_nb.store import FeatureStore
+from hipro_nb.prompt import FrozenCLIP
+from hipro_nb.images import Split
+from hipro_nb.folders import load_image_folder
+from hipro_nb.files import load_tensors, save_tensors, write_atomic
 
 def preprocess(im):
     a = np.asarray(im.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC), dtype=np.float32) / 255
@@ -501,7 +505,7 @@ def test_full_disk_in_the_command(tmp_path, monkeypatch, capfd):
 
 def test_read_only_output_folder(tmp_path, capfd, monkeypatch):
     "Root may write anywhere: for it the system's refusal is put in by hand."
-    import hipro_nb.data
+    import hipro_nb.files
     from hipro_nb.cli import hipro_fit
 
     argv = [str(image_folder(tmp_path / "data")), "--model", str(save_clip(tmp_path / "model")), "--shots",
@@ -520,7 +524,7 @@ def test_read_only_output_folder(tmp_path, capfd, monkeypatch):
         return open(path, mode, *a, **k)
 
     if os.access(locked, os.W_OK):
-        monkeypatch.setattr(hipro_nb.data, "open", refuse, raising=False)
+        monkeypatch.setattr(hipro_nb.files, "open", refuse, raising=False)
     assert hipro_fit([*argv, "--out", str(locked)]) == 2
     err = capfd.readouterr().err
     assert err.startswith("hipro_fit: cannot ") and "Traceback" not in err

@@ -16,7 +16,7 @@ from tiny import image_folder, save_clip
 from hipro_nb.baselines import METHODS
 from hipro_nb.cli import SIZES, hipro_bench, hipro_fit, hipro_predict, load_run, read_results
 from hipro_nb.compare import hipro_compare, read_table
-from hipro_nb.data import load_tensors
+from hipro_nb.files import load_tensors
 from hipro_nb.hipro import Method
 
 pytestmark = pytest.mark.xdist_group("cli")  # the process that makes the runs looks at them
@@ -89,7 +89,7 @@ def test_fused_classifiers_are_plain_tensors(run):
 
 def test_results_can_be_recomputed_from_the_files(run, home):
     "The stored classifiers give the stored accuracies."
-    from hipro_nb.data import load_image_folder
+    from hipro_nb.folders import load_image_folder
 
     best = read_results(run / "results.json")[-1]
     for s, row in zip(best.seeds, best.accuracy):

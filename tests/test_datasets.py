@@ -29,7 +29,10 @@ from tiny import image_folder
 from hipro_nb import datasets as ds
 from hipro_nb.cli import run_command, run_fit
 from hipro_nb.compare import run_compare
-from hipro_nb.data import BadData, FeatureStore, load_tensors, open_image
+from hipro_nb.tasks import BadData
+from hipro_nb.store import FeatureStore
+from hipro_nb.files import load_tensors
+from hipro_nb.images import open_image
 from hipro_nb.datasets import sources
 from hipro_nb.datasets.domains import office_home_lists, scan_domains
 from hipro_nb.datasets.fetch import RemoteFile, fetch_all, file_hash

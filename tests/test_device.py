@@ -20,7 +20,8 @@ from hipro_nb.baselines import METHODS, WHERE, method_options
 from hipro_nb.baselines.coop import ParameterTrainer
 from hipro_nb.cli import hipro_fit, hipro_predict
 from hipro_nb.clip import load_clip
-from hipro_nb.data import FeatureStore, load_image_folder
+from hipro_nb.store import FeatureStore
+from hipro_nb.folders import load_image_folder
 from hipro_nb.hipro import Method
 from hipro_nb.schedule import BilevelTrainer
 from hipro_nb.train import PromptTrainer, TrainConfig

@@ -15,7 +15,8 @@ from PIL import Image
 from tiny import coloured, image_folder, save_clip
 
 from hipro_nb.cli import RunSettings, files_digest, open_tasks, run_command, run_fit, run_predict
-from hipro_nb.data import BadData, load_image_folder
+from hipro_nb.tasks import BadData
+from hipro_nb.folders import load_image_folder
 from hipro_nb.datasets import load_tasks
 from hipro_nb.views import warn_of_leaks
 

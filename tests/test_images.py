@@ -28,9 +28,10 @@ from test_predict import fitted
 from tiny import coloured
 from torch.utils.data import DataLoader
 
-import hipro_nb.data as data
-from hipro_nb.data import (BadData, Features, FeatureStore, Split, Task, as_images, bad_images, each_image,
-                           image_hash, open_image)
+import hipro_nb.images
+from hipro_nb.tasks import BadData, Features, Task
+from hipro_nb.store import FeatureStore
+from hipro_nb.images import Split, as_images, bad_images, each_image, image_hash, open_image
 
 FORMATS = {"PNG": "png", "JPEG": "jpg", "GIF": "gif", "BMP": "bmp", "WEBP": "webp", "TIFF": "tif",
            "PPM": "ppm", "JPEG2000": "jp2", "AVIF": "avif"}
@@ -225,7 +226,7 @@ def test_too_many_pixels(tmp_path, monkeypatch):
 def test_room():
     """However many threads decode, no more pixels than the limit are in decoding, but for one picture that is
     larger."""
-    room, inside, most = data._Room(), [], []
+    room, inside, most = hipro_nb.images._Room(), [], []
     def visit(n):
         with room(n, 100):
             inside.append(n), most.append(sum(inside))

@@ -25,7 +25,9 @@ from hipro_nb.baselines import METHODS, method_options
 from hipro_nb.cli import hipro_fit
 from hipro_nb.clip import load_clip
 from hipro_nb.compare import hipro_compare
-from hipro_nb.data import Features, Task, load_image_folder, load_tensors
+from hipro_nb.tasks import Features, Task
+from hipro_nb.folders import load_image_folder
+from hipro_nb.files import load_tensors
 from hipro_nb.train import TrainConfig
 
 pytestmark = [

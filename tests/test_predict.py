@@ -20,10 +20,14 @@ from snapshot import snapshot
 from tiny import coloured, random_clip
 from torch.testing import assert_close
 
-import hipro_nb.data as data
+import hipro_nb.images
+import hipro_nb.store
 from hipro_nb.baselines import METHODS
 from hipro_nb.clip import PromptTower
-from hipro_nb.data import BadData, Features, FeatureStore, FrozenCLIP, Split, Task, encode_images
+from hipro_nb.tasks import BadData, Features, Task
+from hipro_nb.store import FeatureStore, encode_images
+from hipro_nb.prompt import FrozenCLIP
+from hipro_nb.images import Split
 from hipro_nb.hipro import Method, ZeroShot
 from hipro_nb.visual import DeepPromptTower
 
@@ -89,7 +93,7 @@ def test_one_picture_held_by_all(known, hasty, tmp_path):
     images[0].save(tmp_path / "a.png")
     method = fitted()
     with open(tmp_path / "a.png", "rb") as f:
-        for o in (f, data.Image.open(tmp_path / "a.png")):
+        for o in (f, hipro_nb.images.Image.open(tmp_path / "a.png")):
             assert_close(ask(method, [o] * 16, 8), right[:1].expand(16, -1))
 
 
@@ -109,23 +113,28 @@ def test_the_number_of_torchs_threads_stays(threads):
     finally: torch.set_num_threads(usual)
 
 
+def kept():
+    "What the modules themselves hold on to"
+    return [hipro_nb.images._first_of, hipro_nb.images._room, hipro_nb.store._crews.made.keys()]
+
+
 def test_nothing_is_kept():
     method, images = fitted(), pictures(60)
     method.predict(0, images[:9])
-    before, caches = snapshot(method), snapshot([data._first_of, data._room, data._crews.made.keys()])
+    before, caches = snapshot(method), snapshot(kept())
     for o in images: method.predict(0, o)
     method.predict(0, iter(images)), method.predict(0, Split(images, [0] * 60)), method.evaluate(
         [make_task()])
     assert snapshot(method) == before
-    assert snapshot([data._first_of, data._room, data._crews.made.keys()]) == caches
+    assert snapshot(kept()) == caches
 
 
 def test_a_fit_keeps_its_own_pictures_and_evaluate_no_others(monkeypatch):
     task = make_task()
     method = METHODS["linear_probe"](make_clip(), C=100.).fit([task], progress=False)
-    done = []
+    done, decode = [], hipro_nb.store._decode
     monkeypatch.setattr(
-        data, "_decode", lambda clip, item, real=data._decode: done.append(item) or real(clip, item))
+        hipro_nb.store, "_decode", lambda clip, item: done.append(item) or decode(clip, item))
     method.evaluate([task])
     assert not done, "known from the fit"
     other = Task(task.name, task.classnames, task.train, Split(pictures(7), [0] * 7))

@@ -24,7 +24,11 @@ from torch.testing import assert_close
 
 from hipro_nb.baselines import METHODS, WHERE, method_options
 from hipro_nb.clip import load_clip
-from hipro_nb.data import BadData, FeatureStore, Split, load_image_folder, load_tensors
+from hipro_nb.tasks import BadData
+from hipro_nb.store import FeatureStore
+from hipro_nb.images import Split
+from hipro_nb.folders import load_image_folder
+from hipro_nb.files import load_tensors
 from hipro_nb.hipro import Method
 from hipro_nb.train import TrainConfig
 
@@ -35,7 +39,8 @@ FRESH = """
 import os, sys
 import torch
 from hipro_nb.clip import load_clip
-from hipro_nb.data import load_image_folder, save_tensors
+from hipro_nb.files import save_tensors
+from hipro_nb.folders import load_image_folder
 from hipro_nb.hipro import Method
 folder, *names = sys.argv[1:]
 clip, tasks, methods = load_clip(folder + '/model'), load_image_folder(folder + '/data', shots=2), {}

@@ -18,7 +18,9 @@ from tiny import image_folder, save_clip
 from hipro_nb.baselines import METHODS, RUN_OPTIONS, run_options
 from hipro_nb.cli import HOLDER, RunSettings, fit_method, hipro_fit, hipro_predict, new_method, open_model
 from hipro_nb.compare import hipro_compare
-from hipro_nb.data import BadData, FeatureStore, load_tensors
+from hipro_nb.tasks import BadData
+from hipro_nb.store import FeatureStore
+from hipro_nb.files import load_tensors
 
 pytestmark = pytest.mark.xdist_group("runs")
 DATE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC")

@@ -10,7 +10,9 @@ import pytest
 import torch
 from hipro_nb.baselines import METHODS
 from hipro_nb.cli import RunSettings
-from hipro_nb.data import BadData, Features, FeatureStore, Task, few_shot, fraction, load_image_folder
+from hipro_nb.tasks import BadData, Features, Task, few_shot, fraction
+from hipro_nb.store import FeatureStore
+from hipro_nb.folders import load_image_folder
 from hipro_nb.schedule import hold_out
 from hipro_nb.train import TrainConfig
 from hipro_nb.views import encode_views

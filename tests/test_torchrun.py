@@ -7,14 +7,16 @@ import pytest
 import torch
 from project import ROOT, run
 
-from hipro_nb.data import load_tensors
+from hipro_nb.files import load_tensors
 
 JOB = """
 import os, sys
 import open_clip, torch, torch.distributed as dist
 from tiny import random_clip
-from hipro_nb.data import Features, FrozenCLIP, Task, save_tensors
+from hipro_nb.files import save_tensors
 from hipro_nb.hipro import HiPro
+from hipro_nb.prompt import FrozenCLIP
+from hipro_nb.tasks import Features, Task
 from hipro_nb.train import TrainConfig
 
 out, rank, g = sys.argv[1], os.environ.get("RANK"), torch.Generator().manual_seed(0)

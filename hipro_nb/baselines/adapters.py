@@ -22,7 +22,10 @@ from scipy.spatial.distance import squareform
 from torch import Tensor, nn
 
 # %% ../../nbs/methods/49_adapters.ipynb #c8a1d3f2
-from ..data import BadData, FeatureStore, FrozenCLIP, as_kind
+from ..tasks import BadData
+from ..store import FeatureStore
+from ..prompt import FrozenCLIP
+from ..files import as_kind
 from ..clip import zero_shot_weights
 from ..affinity import AffinityMeter, task_gradients
 from ..train import TrainConfig

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor
-from ..data import BadData, FeatureStore, FrozenCLIP
+from ..tasks import BadData
+from ..store import FeatureStore
+from ..prompt import FrozenCLIP
 from ..clip import PromptTower
 from ..train import TrainConfig, tower_key
 from ..hipro import Method, check_alike

@@ -15,7 +15,9 @@ import torch
 from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor
-from ..data import BadData, FeatureStore, FrozenCLIP, check_tasks
+from ..tasks import BadData, check_tasks
+from ..store import FeatureStore
+from ..prompt import FrozenCLIP
 from ..clip import PromptTower
 from ..loss import member_mask
 from ..tree import TaskTree, random_tree

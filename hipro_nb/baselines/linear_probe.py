@@ -19,7 +19,10 @@ from jaxtyping import Float, Int
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
-from ..data import FeatureStore, FrozenCLIP, Task, as_kind
+from ..store import FeatureStore
+from ..prompt import FrozenCLIP
+from ..tasks import Task
+from ..files import as_kind
 from ..loop import run as run_loop, whole_step
 from ..train import TrainConfig, run_identity, split_hash
 from ..hipro import Method

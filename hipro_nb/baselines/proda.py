@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor
-from ..data import FeatureStore, FrozenCLIP
+from ..store import FeatureStore
+from ..prompt import FrozenCLIP
 from ..clip import PromptTower
 from ..train import TrainConfig, tower_key
 from ..hipro import Method

@@ -23,7 +23,9 @@ from torch import Tensor
 
 # %% ../../nbs/methods/44_tag.ipynb #3c6b44cc
 from ..affinity import AffinityMeter
-from ..data import BadData, FeatureStore, FrozenCLIP
+from ..tasks import BadData
+from ..store import FeatureStore
+from ..prompt import FrozenCLIP
 from ..hipro import HiPro
 from ..train import PromptTrainer, TrainConfig
 from ..tree import TaskTree, balanced_tree

@@ -22,7 +22,11 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 # %% ../../nbs/methods/48_visual_prompts.ipynb #e21d8633
-from ..data import BadData, FeatureStore, FrozenCLIP, Split, as_kind, clean_name, decode_images
+from ..tasks import BadData, clean_name
+from ..store import FeatureStore, decode_images
+from ..prompt import FrozenCLIP
+from ..images import Split
+from ..files import as_kind
 from ..clip import PromptTower, word_ctx, zero_shot_weights
 from ..train import TrainConfig, class_index
 from ..hipro import Method, check_groups, task_templates

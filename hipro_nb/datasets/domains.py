@@ -14,7 +14,9 @@ from importlib.resources import files
 from pathlib import Path
 
 # %% ../../nbs/pictures/28_domains.ipynb #076be8b3
-from ..data import BadData, Split, scan_tasks
+from ..tasks import BadData
+from ..images import Split
+from ..folders import scan_tasks
 from .fetch import RemoteFile
 from .sources import (DataSet, Pool, Protocol, check_present, check_table, find_folder,
                                        name_key, read_classnames, read_list, name_classes, scan_classes,

@@ -20,7 +20,8 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 # %% ../../nbs/pictures/27_fetch.ipynb #19314d8f
-from ..data import BadData, check_file, read_file, write_atomic
+from ..tasks import BadData
+from ..files import check_file, read_file, write_atomic
 from .sources import inside_root
 
 # %% ../../nbs/pictures/27_fetch.ipynb #54bb668c

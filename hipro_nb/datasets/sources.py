@@ -21,8 +21,10 @@ import numpy as np
 from fastcore.basics import patch
 
 # %% ../../nbs/pictures/26_sources.ipynb #6b0b1110
-from ..data import (BadData, Split, Task, as_path, check_names, clean_name, few_shot, fraction,
-                           image_files, read_file)
+from ..tasks import BadData, Task, check_names, clean_name, few_shot, fraction
+from ..images import Split
+from ..files import as_path, read_file
+from ..folders import image_files
 
 # %% ../../nbs/pictures/26_sources.ipynb #bcc0b34f
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 
 # %% ../../nbs/pictures/31_tasks.ipynb #edbf36ce
-from ..data import BadData, bad_images
+from ..tasks import BadData
+from ..images import bad_images
 from .sources import (DataSet, Pool, Protocol, check_class_names, check_counts, check_lists,
                                        draw_task, find_dataset, list_datasets, read_protocol,
                                        register_dataset)

@@ -16,7 +16,9 @@ from jaxtyping import Int64
 from torch import Tensor
 
 # %% ../../nbs/pictures/30_ten.ipynb #df5032a8
-from ..data import BadData, Split, as_path, read_json
+from ..tasks import BadData
+from ..images import Split
+from ..files import as_path, read_json
 from .fetch import RemoteFile
 from .sources import (DataSet, Pool, Protocol, _lines, check_present, entries, find_folder,
                                        inside_root, name_key)

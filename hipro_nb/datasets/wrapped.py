@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 # %% ../../nbs/pictures/29_wrapped.ipynb #a15e7b02
-from ..data import BadData, Split
+from ..tasks import BadData
+from ..images import Split
 from .fetch import RemoteFile, file_hash
 from .sources import (DataSet, Pool, Protocol, find_folder, name_classes, name_key,
                                        scan_classes, to_split)

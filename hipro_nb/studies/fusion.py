@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..data import BadData
+from ..tasks import BadData
 from ..fuse import fuse_weights
 from ..hipro import HiPro, Result
 from .reports import Source, run_missing, seeds_of

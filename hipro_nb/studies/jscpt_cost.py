@@ -15,7 +15,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from ..causal import MTVLP, ImageBank
-from ..data import Features, FrozenCLIP, Split
+from ..tasks import Features
+from ..prompt import FrozenCLIP
+from ..images import Split
 from ..mini import OBJECTS, mini_clip
 from ..schedule import BilevelTrainer
 from ..train import TrainConfig

@@ -17,8 +17,10 @@ from pathlib import Path
 import torch
 from ..baselines import METHODS
 from ..clip import load_clip
-from ..data import (BadData, FeatureStore, Features, Task, encode_tasks, few_shot, fraction,
-                           load_image_folder, write_atomic)
+from ..tasks import BadData, Features, Task, few_shot, fraction
+from ..store import FeatureStore, encode_tasks
+from ..folders import load_image_folder
+from ..files import write_atomic
 from ..hipro import Result, run_facts
 from ..mini import mini_clip, mini_tasks
 from ..schedule import JSCPT, JSCPT_MINI

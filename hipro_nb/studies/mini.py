@@ -10,7 +10,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data import encode_tasks, write_atomic
+from ..store import encode_tasks
+from ..files import write_atomic
 from ..hipro import HiPro, Result, ZeroShot
 from ..mini import MINI_TRAIN, mini_clip, mini_tasks
 from ..train import TrainConfig

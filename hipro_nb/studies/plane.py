@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..data import BadData, Task
+from ..tasks import BadData, Task
 from ..hipro import HiPro
 from .reports import Source, run_missing
 

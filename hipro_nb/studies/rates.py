@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data import BadData, FrozenCLIP, fraction
+from ..tasks import BadData, fraction
+from ..prompt import FrozenCLIP
 from ..hipro import HiPro
 from ..train import TrainConfig
 from .reports import PaperTable, run_missing

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from scipy import stats
 
-from ..data import BadData
+from ..tasks import BadData
 from ..hipro import HiPro, Interval, Result, ZeroShot
 from ..train import BatchPlan, TrainConfig
 from ..baselines.linear_probe import LinearProbe

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..affinity import AffinityMeter, pair_mean, task_products
-from ..data import BadData
+from ..tasks import BadData
 from ..fuse import fuse_weights
 from ..hipro import HiPro, node_slots
 from ..mini import mini_groups

@@ -15,7 +15,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ..clip import zero_shot_weights
-from ..data import BadData, FrozenCLIP, Task
+from ..tasks import BadData, Task
+from ..prompt import FrozenCLIP
 from ..hipro import Interval
 from ..mini import DOMAINS
 from .reports import Source, run_missing
