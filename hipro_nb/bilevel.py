@@ -79,9 +79,10 @@ def _check_terms(squares, alpha, growth, eps):
     j = int(grown.nonzero()[0])
     r = (lengths[j+1] / lengths[j]).item()
     if r <= bound:
+        times = (lengths[j+1] / lengths[0]).item()
         raise SeriesDiverges(
-            f'the Neumann series diverges: term {j+1} is {(lengths[j+1] / lengths[0]).item():.4g} times as long'
-            f' as the first, and growing; expected {growth:g} times at most. Fewer terms help, or damping')
+            f'the Neumann series diverges: term {j+1} is {times:.4g} times as long as the first, and'
+            f' growing; expected {growth:g} times at most. Fewer terms help, or damping')
     raise SeriesDiverges(
         f'the Neumann series diverges: term {j+1} is {r:.4g} times as long as term {j}, so a curvature is'
         f' above {(1+r)/alpha:.4g} or below {(1-r)/alpha:.4g}; expected all between 0 and 2/alpha ='
