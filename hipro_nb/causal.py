@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from .clip import PromptTower
-from .prompt import FrozenCLIP
+from .tower import PromptTower
+from .frozen import FrozenCLIP
 from .store import decode_images
 from .visual import UnifiedPrompts, VisionTower, has_blocks
 

@@ -41,12 +41,13 @@ from torch.nn import functional as F
 from .images import allow_pixels, as_images, bad_images, n_threads, refuse_bad
 from .tasks import BadData, Features, Task, safe_name, plain_text
 from .store import FeatureStore, encode_tasks
-from .prompt import FrozenCLIP
+from .frozen import FrozenCLIP
 from .files import Plain, as_kind, load_tensors, read_file, read_json, save_tensors, write_atomic
 from .folders import scan_folder, load_image_folder
 from .escape import json_text, markdown_text, screen_text
 from .mini import MINI_TRAIN, mini_clip, mini_tasks
-from .clip import PromptTower, bench_tower, is_faster, load_clip
+from .tower import PromptTower, bench_tower, is_faster
+from .zoo import load_clip
 from .tree import TaskTree, balanced_tree, plot_affinity
 from .loop import NonFiniteLoss, first_difference
 from .train import TrainConfig, affinity_overhead, check_fields, class_index
@@ -54,7 +55,8 @@ from .views import encode_views, known_hash, warn_of_leaks
 from .datasets import list_datasets, load_tasks
 from .datasets.sources import check_class_names, check_table, name_classes, read_classnames
 from .baselines import METHODS, RUN_OPTIONS, method_options, option_default, run_options
-from .hipro import Method, Result, ZeroShot, compare, run_facts
+from .method import Method, ZeroShot
+from .results import Result, compare, run_facts
 
 # %% ../nbs/running/70_cli.ipynb #6d0e2b5c
 def _argument(name:str, info)->tuple: # The flags and keywords of `add_argument`

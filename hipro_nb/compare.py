@@ -30,12 +30,13 @@ from tqdm import tqdm
 # %% ../nbs/running/71_compare.ipynb #5cdf5d6e
 from .tasks import BadData, safe_name, plain_text
 from .store import FeatureStore
-from .prompt import FrozenCLIP
+from .frozen import FrozenCLIP
 from .files import Plain, as_kind, check_writable, read_json, write_atomic
 from .escape import csv_text, html_table, latex_rows, markdown_table, markdown_text, text_table
 from .train import NonFiniteLoss, TrainConfig
 from .views import encode_views, own_cores, warn_of_leaks
-from .hipro import Interval, Method, Result, compare
+from .results import Interval, Result, compare
+from .method import Method
 from .tree import TaskTree
 from .baselines import RUN_OPTIONS, run_options
 from .cli import (EMBEDDED, METHODS, RunSettings, _about_to_run, _look, check_apart, check_seed, hold,

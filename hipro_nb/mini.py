@@ -24,7 +24,7 @@ from safetensors.torch import load as st_load
 from torch import Tensor
 
 from .tasks import BadData, Task, check_tasks
-from .prompt import FrozenCLIP
+from .frozen import FrozenCLIP
 from .images import Split
 
 # %% ../nbs/pictures/22_mini.ipynb #6ea32d04

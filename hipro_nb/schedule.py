@@ -6,7 +6,7 @@
 __all__ = ['JSCPT_TRAIN', 'WEIGHTINGS', 'REACH', 'UPPER_STEPS', 'RELEASED', 'PARTS', 'VERDICT_COLORS', 'JSCPT_MINI',
            'projection_affinity', 'Scheduler', 'to_sum_n', 'common_share', 'pictures_of', 'hold_out', 'Schedule',
            'bilevel_lr', 'BilevelTrainer', 'schedule_cost', 'Verdict', 'verdicts', 'Diagnosis', 'learned_weights',
-           'pooled', 'verdict_grid', 'plot_verdicts', 'paired_gain', 'say_fallen', 'JSCPT']
+           'pooled', 'verdict_grid', 'plot_verdicts', 'paired_gain', 'say_fallen', 'FittedJSCPT', 'JSCPT']
 
 # %% ../nbs/scheduling/62_schedule.ipynb #6b190228
 import math
@@ -16,8 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TypedDict
+from functools import cached_property
+from typing import Literal
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -30,12 +30,11 @@ from .bilevel import (IHVPError, METHODS as SOLVERS, NotFinite, curvature_range,
                               hypergradient, twice_differentiable)
 from .causal import CausalMask, ImageBank, MTVLP, causal_effect
 from .tasks import BadData, Features, Task, fraction
-from .store import FeatureStore
-from .prompt import FrozenCLIP
-from .files import Plain, as_kind
+from .frozen import FrozenCLIP
 from .escape import html_table, text_table
-from .clip import zero_shot_weights
-from .hipro import Method, Result, task_templates
+from .prompt import zero_shot_weights
+from .method import Fitted, Job, Method, fact_field, task_templates, tensor_field
+from .results import Result
 from .loop import check_finite, run as run_loop, whole_step
 from .train import BatchPlan, TrainConfig, Trainer, below, check_fields, config_key, split_hash
 from .views import known_hash
@@ -741,96 +740,119 @@ def say_fallen(
     return fallen
 
 # %% ../nbs/scheduling/62_schedule.ipynb #59c402e0
-class JSCPT(Method):
-    """Joint scheduling of causal prompts and tasks: MTVLP, weighted by a scheduler that learns on held-out
-    images"""
-    def __init__(self,
-        clip:FrozenCLIP|None, # The frozen model
-        n_ctx:int=16, # Context tokens of a prompt, T
-        # Visual prompts a block, V: the tower's `share` of 16 if None, 0 for the text side alone
-        n_visual:int|None=None,
-        first:int=0, # First block with visual prompts
-        position:str='end', # Where the class name stands; the release has 'middle'
-        mask:bool=True, # With the causal mask?
-        bias:str='scaled', # Of the mask's layer: 'scaled' by 1/√d, or 'plain', as the release has it
-        holdout:float|int=.25, # Share of the training images for the upper level, where a task has no `val`
-        refit:bool=True, # Train again on all images with the weights learned, where some were held out?
-        schedule:Schedule=Schedule(), # How tasks are weighed
-        config:TrainConfig=JSCPT_TRAIN, # Lower level: optimiser, epochs, batch, seed
-        store:FeatureStore|None=None, # Where image features are kept, for a tower without blocks
-    ):
-        super().__init__(clip, store, config.seed)
-        self.on_images = n_visual != 0 and clip is not None and has_blocks(clip)
-        if n_visual is None: n_visual = VisionTower(clip).share(16) if self.on_images else 16
-        self.options = dict(n_ctx=n_ctx, n_visual=n_visual, first=first, position=position, mask=mask,
-                            bias=bias, holdout=holdout, refit=refit)
-        self.schedule, self.config, self.model, self.mask, self.notes = schedule, config, None, None, {}
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FittedJSCPT(Fitted):
+    "Prompts, masks and what the scheduler learned and saw"
+    on_images:bool = fact_field() # Are there visual prompts?
+    notes:dict = fact_field() # What a result says of the run
+    theta:dict|None = tensor_field(None) # Prompts, projections and masks by their names in `MTVLP`
+    omega:Float[Tensor,'2 N']|None = tensor_field('2 N', trained=False) # Ω
+    history:Float[Tensor,'E 6 N']|None = tensor_field('E 6 N', trained=False) # As a `Diagnosis` has it
+    trace:Float[Tensor,'U 2 N']|None = tensor_field('U 2 N', trained=False) # The same
+    moves:Float[Tensor,'U']|None = tensor_field('U', trained=False) # The same
+    built:MTVLP|None = None # The model, where it was just trained
 
     @property
     def needs_images(self)->bool:
-        "Are there visual prompts?"
+        "Does it classify images, not the frozen tower's features?"
         return self.on_images
 
-# %% ../nbs/scheduling/62_schedule.ipynb #3225ac62
-@patch(as_prop=True)
-def title(self:JSCPT)->str:
-    "JSCPT, or what its switches leave of it"
-    o, how = self.options, self.schedule
-    left = dict(mask=o['mask'], affinity=how.affinity, effect=how.effect)
-    name = 'JSCPT' if how.weighting == 'scheduled' else f"MTVLP, {how.weighting} weights"
-    off = ''.join(f', no {word}' for word, there in left.items() if not there)
-    return name + off + ('' if self.on_images else ' (text side only)')
+    @cached_property
+    def model(self)->MTVLP:
+        "The model in which the prompts were trained"
+        if self.built is not None: return self.built
+        if self.clip is None: raise BadData('images need the model: load this method with `clip`')
+        model = self.method.build(self.clip, self.classnames)
+        model.load_state_dict(self.theta)
+        return model.requires_grad_(False)
 
-@patch
-def n_parameters(self:JSCPT)->int: # Prompts, projections and masks; Ω is not used in prediction
-    "How many numbers training changed that prediction uses; 0 before it"
-    return 0 if self.model is None else sum(p.numel() for p in self.model.parameters())
+    @cached_property
+    def mask(self)->CausalMask|None:
+        "The masks, which need no CLIP"
+        if not self.method.mask: return None
+        own = below(self.theta, 'mask')
+        mask = CausalMask(*own['a'].shape, bias=self.method.bias).to(own['a']).requires_grad_(False)
+        mask.load_state_dict(own)
+        return mask
 
-@patch
-def settings(self:JSCPT)->dict: # What `JSCPT.from_settings` needs
-    "The settings as plain data"
-    return self.options | dict(schedule=asdict(self.schedule), config=asdict(self.config))
+# %% ../nbs/scheduling/62_schedule.ipynb #47a86185
+@dataclass(frozen=True, kw_only=True)
+class JSCPT(Method):
+    """Joint scheduling of causal prompts and tasks: MTVLP, weighted by a scheduler that learns on held-out
+    images"""
+    key, family, order, cost, color, fitted = 'jscpt', 'visual', 180, 200, 'C6', FittedJSCPT
+    tunable = {'config.lr': (.003, .01, .02, .05), 'holdout': (.125, .25, .5)}
+    n_ctx:int = 16 # Context tokens of a prompt, T
+    # Visual prompts a block, V: the tower's `share` of 16 if None, 0 for the text side alone
+    n_visual:int|None = None
+    first:int = 0 # First block with visual prompts
+    position:Literal['end', 'middle', 'front'] = 'end' # Where the class name stands; the release: 'middle'
+    mask:bool = True # With the causal mask?
+    bias:Literal['scaled', 'plain'] = 'scaled' # Of the mask's layer: by 1/√d, or as the release has it
+    holdout:float|int = .25 # Share of the training images for the upper level, where a task has no `val`
+    refit:bool = True # Train again on all images with the weights learned, where some were held out?
+    schedule:Schedule = Schedule() # How tasks are weighed
+    config:TrainConfig = JSCPT_TRAIN # Lower level: optimiser, epochs, batch, seed
+
+    @property
+    def title(self)->str:
+        "JSCPT, or what its switches leave of it"
+        how = self.schedule
+        left = dict(mask=self.mask, affinity=how.affinity, effect=how.effect)
+        name = 'JSCPT' if how.weighting == 'scheduled' else f"MTVLP, {how.weighting} weights"
+        off = ''.join(f', no {word}' for word, there in left.items() if not there)
+        return name + off + (' (text side only)' if self.n_visual == 0 else '')
+
+    def wants_images(self, clip):
+        "Are there visual prompts?"
+        return self.n_visual != 0 and clip is not None and has_blocks(clip)
+
+    def for_model(self, clip):
+        "As many visual prompts as this tower has a place for"
+        if self.n_visual == 0: return self
+        if has_blocks(clip): return replace(self, n_visual=self.n_visual or VisionTower(clip).share(16))
+        warnings.warn(f"the image tower of {clip.name} has no place for visual prompts: JSCPT runs with text"
+                      " prompts, mask and scheduler alone")
+        return replace(self, n_visual=0)
 
 # %% ../nbs/scheduling/62_schedule.ipynb #b1910387
 @patch
-def _fit(self:JSCPT, tasks, checkpoint, progress):
+def _fit(self:JSCPT, job:Job)->FittedJSCPT:
     "Hold images out, train both levels, train again on all images, keep the model and what it learned from"
-    how, said = self._checked(tasks), ['all training images'] * len(tasks)
-    whole = [t.train for t in tasks]
+    how, said = self._checked(job.tasks), ['all training images'] * len(job.tasks)
+    whole = [t.train for t in job.tasks]
     train, val = whole, whole
-    if how.weighting == 'scheduled' or not self.options['refit']:
-        train, val, said = zip(*[hold_out(t, self.options['holdout'], self.config.seed) for t in tasks])
-    first = self._train('jscpt', (train, val), how, checkpoint, progress)
-    gains = {} if val is whole else self._gains(first, tasks)
-    self._keep(first, said, gains)
-    if not self.options['refit'] or all(len(p) == len(q) for p, q in zip(train, whole)): return
-    learned = Schedule('fixed', weights=first.diagnosis().weights.tolist())
-    self._use(self._train('jscpt_refit', (whole, val), learned, checkpoint, progress).model)
+    if how.weighting == 'scheduled' or not self.refit:
+        train, val, said = zip(*[hold_out(t, self.holdout, self.config.seed) for t in job.tasks])
+    first = self._train(job, (train, val), how)
+    gains = {} if val is whole else self._gains(first, job)
+    again, last = self.refit and any(len(p) < len(q) for p, q in zip(train, whole)), first
+    if again:
+        learned = Schedule('fixed', weights=first.diagnosis().weights.tolist())
+        last = self._train(job, (whole, val), learned)
+    return self._kept(job, (first, last), dict(zip(job.names, said)), gains)
 
 @patch
-def _train(self:JSCPT, name:str, parts:tuple, how:Schedule, checkpoint, progress)->BilevelTrainer:
+def _train(self:JSCPT, job:Job, parts:tuple, how:Schedule)->BilevelTrainer:
     "One training, to its end"
-    o, model = self.options, self._build()
+    model, again = self.build(job.clip, job.classnames), how.weights is not None and self.schedule.weights is None
     if self.config.device:
-        self.clip.to(self.config.device), model.tower.to(self.config.device), model.to(self.config.device)
-    t = BilevelTrainer(model, *[ImageBank(p, model.vision, o['first']) for p in parts], self.config, how)
-    t.names = list(self.tasks)
-    file = None if checkpoint is None else Path(checkpoint)/f'{name}.safetensors'
-    said = 'JSCPT, again' if name == 'jscpt_refit' else 'JSCPT'
-    return run_loop(t, file, self.config.checkpoint_every, progress, said)
+        job.clip.to(self.config.device), model.tower.to(self.config.device), model.to(self.config.device)
+    banks = [ImageBank(p, model.vision, self.first) for p in parts]
+    t = BilevelTrainer(model, *banks, self.config, how)
+    t.names = list(job.names)
+    file = job.file('jscpt_refit.safetensors' if again else 'jscpt.safetensors')
+    said = 'JSCPT, again' if again else 'JSCPT'
+    return run_loop(t, file, self.config.checkpoint_every, job.progress, said)
 
-# %% ../nbs/scheduling/62_schedule.ipynb #0cd187f3
+# %% ../nbs/scheduling/62_schedule.ipynb #e711c4bd
 @patch
-def _checked(self:JSCPT, tasks)->Schedule: # With the targets by number
-    "What cannot be, refused; what will not be, said"
+def _checked(self:JSCPT, tasks:Sequence)->Schedule: # With the targets by number
+    "What cannot be, refused"
     if len(tasks) == 1:
         raise BadData(
             f"one task only ({tasks[0].name}): JSCPT weighs tasks against each other; expected two or more."
             " Without tasks to weigh use CoOp, or MVLPT for prompts on both sides")
-    if self.options['n_visual'] and not self.on_images:
-        warnings.warn(
-            f"the image tower of {self.clip.name} has no place for visual prompts: JSCPT runs with text"
-            " prompts, mask and scheduler alone")
     names, wanted = [t.name for t in tasks], self.schedule.targets
     odd = [t for t in wanted or () if t not in names]
     if odd or wanted == ():
@@ -838,21 +860,24 @@ def _checked(self:JSCPT, tasks)->Schedule: # With the targets by number
     return self.schedule if wanted is None else replace(self.schedule, targets=[*map(names.index, wanted)])
 
 @patch
-def _build(self:JSCPT)->MTVLP:
-    "The model at its start"
-    o, dtype = self.options, self.config.dtype and getattr(torch, self.config.dtype)
-    return MTVLP(self.clip, self.classnames, o['n_ctx'], o['n_visual'], o['first'], o['mask'] and o['bias'],
-                 o['position'], self.config.seed, dtype)
+def build(self:JSCPT,
+    clip:FrozenCLIP, # The frozen model
+    classnames:Sequence, # Class names of each task
+)->MTVLP: # At its start
+    "The model whose prompts are trained"
+    dtype = self.config.dtype and getattr(torch, self.config.dtype)
+    return MTVLP(clip, classnames, self.n_ctx, self.n_visual, self.first, self.mask and self.bias,
+                 self.position, self.config.seed, dtype)
 
 @patch
 @torch.no_grad()
-def _gains(self:JSCPT, t:BilevelTrainer, tasks:Sequence)->dict: # Task -> `paired_gain`
+def _gains(self:JSCPT, t:BilevelTrainer, job:Job)->dict: # Task -> `paired_gain`
     "What a training gained over the hand-written prompt on its held-out images"
     found, bank = {}, t.val
-    for i, task in enumerate(tasks):
+    for i, task in enumerate(job.tasks):
         x, y = bank(i, torch.arange(bank.sizes[i])), bank.y[i]
         f = x if t.model.vision is None else t.model.vision.blocks(x, None, t.model.first)
-        text = zero_shot_weights(self.clip, task.classnames, task_templates(task))
+        text = zero_shot_weights(job.clip, task.classnames, task_templates(task))
         zero = f.cpu() @ text.cpu().to(f.dtype).T
         right = t.model.task_logits(i, x).cpu().argmax(1) == y
         found[task.name] = paired_gain(right, zero.argmax(1) == y)
@@ -861,118 +886,94 @@ def _gains(self:JSCPT, t:BilevelTrainer, tasks:Sequence)->dict: # Task -> `paire
 
 # %% ../nbs/scheduling/62_schedule.ipynb #67227a0a
 @patch
-def _use(self:JSCPT, model:MTVLP):
-    "Predict with this model"
-    self.model, self.mask = model.requires_grad_(False), model.mask
-
-@patch
-def _keep(self:JSCPT, t:BilevelTrainer, said:Sequence, gains:dict):
-    "What remains of training: prompts and mask on the CPU, Ω, history, the diagnosis, notes for the result"
-    self._use(t.model)
-    self.omega = torch.stack([p.detach().cpu() for p in t.scheduler.parameters()])
+def _kept(self:JSCPT, job:Job, trained:tuple, said:dict, gains:dict)->FittedJSCPT:
+    "What remains of both trainings: the last one's prompts and masks, the first one's Ω, diagnosis and notes"
+    t, last = trained
     seen = t.diagnosis()
-    self.history, self.trace, self.moves = seen.history, seen.trace, seen.moves
-    self.notes = dict(
-        image_side='visual prompts' if self.on_images
+    notes = dict(
+        image_side='visual prompts' if self.n_visual
         else 'no visual prompts: text prompts, mask and scheduler alone',
-        validation=dict(zip(self.tasks, said)), targets=list(seen.targets),
-        weights=dict(zip(self.tasks, [round(w, 4) for w in seen.weights.tolist()])), upper_steps=t.uppers,
+        validation=said, targets=list(seen.targets),
+        weights=dict(zip(job.names, [round(w, 4) for w in seen.weights.tolist()])), upper_steps=t.uppers,
         skipped_upper_steps=t.skipped, failures=dict(t.failures), span=seen.facts['span'], M=t.M,
         gains={k: [round(x, 2) for x in v] for k, v in gains.items()}, gradient_calls=dict(t.counts))
     if t.weighting == 'scheduled' and seen.facts['span'] < .1:
         warnings.warn(f"{self.title}, seed {self.config.seed}: {'. '.join(seen.limits())}. The weights say"
                       " nothing of the tasks; expected more epochs, or a larger upper_lr")
+    model = last.model.requires_grad_(False)
+    omega = torch.stack([p.detach().cpu() for p in t.scheduler.parameters()])
+    return self.made(job, on_images=model.vision is not None, notes=notes, theta=model.state_dict(), omega=omega,
+                     history=seen.history, trace=seen.trace, moves=seen.moves, built=model)
 
 @patch
-def diagnosis(self:JSCPT)->Diagnosis|None: # None where nothing was scheduled
+def diagnosis(self:FittedJSCPT)->Diagnosis|None: # None where nothing was scheduled
     "What the run says of its tasks"
     if not len(self.trace): return None
-    facts = dict(seed=self.config.seed, failures=self.notes['failures'], span=self.notes['span'])
-    targets = tuple(self.notes['targets'])
-    return Diagnosis(tuple(self.tasks), targets, self.history, self.trace, self.moves, facts)
+    facts = dict(seed=self.method.seed, failures=self.notes['failures'], span=self.notes['span'])
+    return Diagnosis(self.names, tuple(self.notes['targets']), self.history, self.trace, self.moves, facts)
 
 # %% ../nbs/scheduling/62_schedule.ipynb #dcc04f18
 @patch
 @torch.no_grad()
-def _head(self:JSCPT, i):
+def _head(self:FittedJSCPT, i):
     m, (ctx, _) = self.model, self.model.prompts()
     rows = m.node == i
     return m.tower.encode_pairs((ctx[i] + ctx[-1])[None]/2, m.node[rows]*0, m.cls[rows])
 
 @patch
 @torch.no_grad()
-def _logits(self:JSCPT, i, x):
+def _logits(self:FittedJSCPT, i, x):
     w = self.heads[i]
     f = x.to(w) if self.mask is None else self.mask.only(i).to(w)(x.to(w)[None])[0]
     return self.scales[i] * F.normalize(f, dim=-1) @ w.T
 
 @patch
 @torch.no_grad()
-def _image_logits(self:JSCPT, i, images):
+def _image_logits(self:FittedJSCPT, i, images):
     if not len(images): return self.heads[i].new_zeros(0, len(self.heads[i]))
-    bank = ImageBank([images], self.model.vision, self.options['first'], keep_gb=0)
+    bank = ImageBank([images], self.model.vision, self.method.first, keep_gb=0)
     return torch.cat(
         [self.model.task_logits(i, bank(0, k)).cpu() for k in torch.arange(len(images)).split(64)])
 
 @patch
-def evaluate(self:JSCPT,
+def evaluate(self:FittedJSCPT,
     tasks:Sequence, # Tasks that were fitted, or some of them
     keep:bool=False, # Keep the predicted and true classes of every test image?
 )->Result: # One run, with what it was validated on among its facts
     "Accuracy on the test split of every task; a task below the hand-written prompt is said"
-    r = Method.evaluate(self, tasks, True)
-    notes = self.notes
+    r, notes, seed = Fitted.evaluate(self, tasks, True), self.notes, self.method.seed
     if self.clip is not None:
-        gains = {t.name: self._test_gain(t, r.predictions[self.seed][t.name]['predicted']) for t in tasks}
-        notes = notes | dict(fallen=say_fallen(gains, f'{self.title}, seed {self.seed}, test images'))
+        gains = {t.name: self._test_gain(t, r.predictions[seed][t.name]['predicted']) for t in tasks}
+        notes = notes | dict(fallen=say_fallen(gains, f'{self.title}, seed {seed}, test images'))
     return replace(r, facts=r.facts | {'jscpt': notes}, predictions=r.predictions if keep else None)
 
 @patch
-def _test_gain(self:JSCPT, task:Task, predicted:Sequence)->tuple:
+def _test_gain(self:FittedJSCPT, task:Task, predicted:Sequence)->tuple:
     "`paired_gain` over the hand-written prompt on the test images"
-    x, y = self._features(task.test if task.is_encoded else task.test.images), task.test.labels
+    x, y = self.features(task.test if task.is_encoded else task.test.images), task.test.labels
     zero = x @ zero_shot_weights(self.clip, task.classnames, task_templates(task)).cpu().to(x.dtype).T
     return paired_gain(torch.tensor(predicted) == y, zero.argmax(1) == y)
 
 # %% ../nbs/scheduling/62_schedule.ipynb #18e82109
 @patch
-def _state(self:JSCPT)->tuple:
-    tensors = {f'theta.{k}': p.detach() for k, p in self.model.named_parameters()}
-    kept = dict(omega=self.omega, history=self.history, trace=self.trace, moves=self.moves)
-    return tensors | kept, dict(notes=self.notes, on_images=self.on_images)
-
-class _Notes(TypedDict):
-    notes:dict[str,Plain]
-    on_images:bool
-
-@patch
-def _shapes(self:JSCPT, meta:dict)->dict:
+def _shapes(self:FittedJSCPT)->dict:
     "All that a model is built from before its tensors are filled in, so that no file can ask for a large one"
-    known, o, n = as_kind(meta, _Notes, 'notes'), self.options, len(self.tasks)
-    if self.clip is not None and known['on_images'] != self.on_images:
-        raise BadData('prompts of a tower with blocks, or without, which this model has not')
-    own = {'ctx': f"{o['n_ctx']} w"}
-    if known['on_images']: own = {'pair.ctx': own['ctx'], 'pair.prompts': f"D {o['n_visual']} v"}
+    m, n = self.method, len(self.names)
+    own = {'ctx': 'T w'}
+    if self.on_images: own = {'pair.ctx': 'T w', 'pair.prompts': f'D {m.n_visual} v'}
     learners = {f'theta.learners.{i}.{k}': letters for i in range(n+1) for k,letters in own.items()}
-    mask = {'theta.mask.a': 'N d', 'theta.mask.bias': 'N d', 'theta.mask.weight': 'N d d'}
-    kept = {'history': 'E 6 N', 'trace': 'U 2 N', 'moves': 'U', 'omega': '2 N'}
-    return {f'head.{i}': f'K{i} d' for i in range(n)} | learners | kept | (mask if o['mask'] else {})
+    mask = {'theta.mask.a': 'N d', 'theta.mask.bias': 'N d', 'theta.mask.weight': 'N d d'} if m.mask else {}
+    return Fitted._shapes(self) | {f'head.{i}': f'K{i} d' for i in range(n)} | learners | mask
 
 @patch
-def _restore(self:JSCPT, tensors:dict, meta:dict)->None:
-    "Prompts and mask; the whole model where there is a CLIP to put it in"
-    theta = {k.removeprefix('theta.'): v for k, v in tensors.items() if k.startswith('theta.')}
-    for k in ('omega', 'history', 'trace', 'moves'): setattr(self, k, tensors[k])
-    self.notes, self.on_images = meta['notes'], meta['on_images']
-    if self.clip is not None:
-        model = self._build()
-        model.load_state_dict(theta)
-        self._use(model)
-    elif self.options['mask']:
-        own = {k.removeprefix('mask.'): v for k, v in theta.items() if k.startswith('mask.')}
-        mask = CausalMask(*own['a'].shape, bias=self.options['bias']).to(own['a']).requires_grad_(False)
-        mask.load_state_dict(own)
-        self.mask = mask
+def _check_facts(self:FittedJSCPT):
+    if self.clip is not None and self.on_images != self.method.wants_images(self.clip):
+        raise BadData('prompts of a tower with blocks, or without, which this model has not')
+
+@patch
+def _check(self:FittedJSCPT):
+    if self.clip is not None: self.model
+    return self.mask
 
 # %% ../nbs/scheduling/62_schedule.ipynb #0fca8ec1
 JSCPT_MINI = dict(

@@ -25,7 +25,7 @@ from torch import Tensor
 # %% ../nbs/pictures/24_views.ipynb #bca07853
 from .tasks import BadData, Features, Task
 from .store import FeatureStore, encode_tasks
-from .prompt import FrozenCLIP
+from .frozen import FrozenCLIP
 from .images import progress_bar, in_order, n_threads, image_hash
 from .files import load_tensors, open_file, parse_json, read_json
 

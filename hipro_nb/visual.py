@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 # %% ../nbs/methods/47_visual.ipynb #fd6ffe23
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from .tasks import BadData
-from .prompt import FrozenCLIP
-from .clip import PromptTower, _softmax
+from .frozen import FrozenCLIP
+from .tower import PromptTower
 
 # %% ../nbs/methods/47_visual.ipynb #b99e9a0b
 def has_blocks(
@@ -308,24 +308,8 @@ def _check(self:DeepPromptTower, ctx:Tensor, node:Tensor, cls:Tensor)->None:
 # %% ../nbs/methods/47_visual.ipynb #1ed30305
 @patch
 def _prefix(self:DeepPromptTower, ctx:Float[Tensor,'M D T w'])->list:
-    """Keys and values of the start token and the context in every layer, as `PromptTower._prefix`, with new
-    context in the first D."""
-    M,D,S,w = *ctx.shape[:3],self.width
-    ctx = ctx.to(self.dtype)
-    hidden = torch.ones(S, S+1, dtype=torch.bool, device=ctx.device).triu(2)
-    split = lambda z: z.unflatten(-1, (self.heads,-1)).transpose(1, 2)
-    x,out = ctx[:,0]+self.pos,[]
-    for i,l in enumerate(self.layers):
-        if 0<i<D: x = ctx[:,i]
-        unread = i+1<D or i+1==len(self.layers)
-        part = slice(w if unread else 0, None)
-        *q,k,v = F.linear(l.norm(x), l.w_in[part], l.b_in[part]).split(w, -1)
-        k,v = (split(torch.cat([s.expand(M, 1, w), z], 1)) for s,z in zip(self.start[i], (k,v)))
-        out += [k, v]
-        if unread: continue
-        p = _softmax((split(q[0])@k.mT).masked_fill(hidden, -math.inf))
-        x = l.finish(x, (p@v).transpose(1, 2).flatten(2))
-    return out
+    "Keys and values of the start token and the context in every layer, with new context in the first D"
+    return self.prefix_keys(ctx)
 
 # %% ../nbs/methods/47_visual.ipynb #61c03d1c
 @patch

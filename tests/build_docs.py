@@ -1,4 +1,5 @@
-"What `nbdev_docs` does before it calls Quarto, for the checkout it is started in; writes what went wrong to `docs.json`. Used by test_docs.py."
+"""What `nbdev_docs` does before it calls Quarto, for the checkout it is started in; writes what went wrong to
+`docs.json`. Used by test_docs.py."""
 
 import contextlib
 import io

@@ -1,4 +1,5 @@
-"Options and markers: `make test` leaves out what is flagged slow or gpu; `make test-slow` and `make test-gpu` run it."
+"""Options and markers: `make test` leaves out what is flagged slow or gpu; `make test-slow` and `make
+test-gpu` run it."""
 
 import os
 import sys

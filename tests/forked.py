@@ -1,5 +1,6 @@
-"""Calls in processes of their own that need not import torch, open_clip and the rest again: that takes a new Python ten seconds, and every notebook and
-every command needs it. A server process imports them once (third parties' packages only, nothing of this project) and is forked for each call.
+"""Calls in processes of their own that need not import torch, open_clip and the rest again: that takes a new
+Python ten seconds, and every notebook and every command needs it. A server process imports them once (third
+parties' packages only, nothing of this project) and is forked for each call.
 """
 
 import atexit

@@ -1,4 +1,5 @@
-"What the project's tests share: where things are, cells of a notebook, a copy to try things in, commands with a time limit."
+"""What the project's tests share: where things are, cells of a notebook, a copy to try things in, commands
+with a time limit."""
 
 import ast
 import functools
@@ -110,9 +111,11 @@ def other_file_system(than):
 def run(*cmd, cwd=ROOT, timeout=900, **env):
     """Runs a command; its exit status and all that it printed. The whole process group ends with the time
     limit."""
-    settings = {**{k: v for k, v in os.environ.items() if k != "IN_TEST"}, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **{k: str(v) for k, v in env.items()}}
-    p = subprocess.Popen([str(c) for c in cmd], cwd=cwd, env=settings, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                         text=True, encoding="utf-8", errors="replace", start_new_session=True)
+    settings = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
+    settings |= dict(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1") | {k: str(v) for k, v in env.items()}
+    p = subprocess.Popen([str(c) for c in cmd], cwd=cwd, env=settings, start_new_session=True,
+                         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                         text=True, encoding="utf-8", errors="replace")
     try: out = p.communicate(timeout=timeout)[0]
     except subprocess.TimeoutExpired:
         os.killpg(p.pid, signal.SIGKILL)

@@ -1,6 +1,8 @@
-"""A GPU for machines that have none. Its tensors say `cuda:0`, are encoded and trained on as those of a GPU are, and keep their numbers on the CPU; what
-a GPU refuses (a tensor that was left on the CPU, a generator of the CPU) is refused, autocast to bf16 casts, and what the CPU asks of it is counted.
-What it cannot show: a kernel's own rounding, memory, speed. PyTorch's interface for backends in Python, that it stands on, may change; `missing` tells.
+"""A GPU for machines that have none. Its tensors say `cuda:0`, are encoded and trained on as those of a GPU
+are, and keep their numbers on the CPU; what a GPU refuses (a tensor that was left on the CPU, a generator of
+the CPU) is refused, autocast to bf16 casts, and what the CPU asks of it is counted. What it cannot show: a
+kernel's own rounding, memory, speed. PyTorch's interface for backends in Python, that it stands on, may
+change; `missing` tells.
 """
 
 import contextlib
@@ -16,8 +18,9 @@ NAME, CUDA, aten = "standin", torch.device("cuda:0"), torch.ops.aten
 # What CUDA's autocast does, of the operations that the tests come across
 # (https://docs.pytorch.org/docs/stable/amp.html)
 LOWER = "conv1d conv2d linear matmul mm bmm addmm baddbmm mv scaled_dot_product_attention".split()
-FULL = """softmax.int log_softmax.int layer_norm native_layer_norm group_norm exp expm1 log log1p pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar rsqrt reciprocal softplus
-    nll_loss cumsum cumprod sum sum.dim_IntList prod norm.Scalar norm.ScalarOpt_dim mse_loss cdist logsumexp linalg_vector_norm""".split()
+FULL = """softmax.int log_softmax.int layer_norm native_layer_norm group_norm exp expm1 log log1p
+    pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar rsqrt reciprocal softplus nll_loss cumsum cumprod sum
+    sum.dim_IntList prod norm.Scalar norm.ScalarOpt_dim mse_loss cdist logsumexp linalg_vector_norm""".split()
 WIDEST = "addcmul addcdiv cat stack dot index_put scatter_add tensordot".split()
 COPIES = {aten._to_copy.default, aten.copy_.default}
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}

@@ -1,4 +1,4 @@
-"DESIGN.md's 'Bad input': every error names the culprit, says what was expected, comes before training and loses nothing."
+"Bad input: every error names the culprit, says what was expected, comes before training and loses nothing."
 
 import errno
 import json
@@ -14,7 +14,7 @@ from tiny import image_folder, random_clip, save_clip, square
 
 from hipro_nb.tasks import BadData, Features, Task, few_shot
 from hipro_nb.store import FeatureStore
-from hipro_nb.prompt import FrozenCLIP
+from hipro_nb.frozen import FrozenCLIP
 from hipro_nb.images import Split
 from hipro_nb.folders import load_image_folder
 from hipro_nb.files import load_tensors, save_tensors, write_atomic
@@ -166,7 +166,7 @@ def test_duplicate_names_in_a_task():
 
 
 def test_duplicate_task_names(clip):
-    from hipro_nb.hipro import ZeroShot
+    from hipro_nb.method import ZeroShot
 
     s = Split([square(0), square(1)], [0, 1])
     with refused("'art'", "duplicate"):
@@ -192,7 +192,8 @@ NAMES = ["red pear", "red_apple", "Äpfel", "リンゴ", "X", "a" * 1000, "O'Nei
 def test_odd_names_keep_and_encode(clip):
     """Spaces, underscores, unicode, quotes, braces and a class called X go through; a thousand characters do
     not fit a prompt."""
-    from hipro_nb.hipro import HiPro, ZeroShot
+    from hipro_nb.hipro import HiPro
+    from hipro_nb.method import ZeroShot
     from hipro_nb.train import TrainConfig
 
     names = tuple(n for n in NAMES if len(n) < 100)
@@ -422,7 +423,7 @@ def test_damaged_checkpoint(clip, trained, tmp_path):
 def test_saved_method_of_other_tasks_names_or_model(clip, trained):
     import open_clip
 
-    from hipro_nb.hipro import Method
+    from hipro_nb.method import Method
 
     h, file, _ = trained
     with refused("h.safetensors", "was made for the tasks a, b", "not for b"):
@@ -439,7 +440,7 @@ def test_saved_method_of_other_tasks_names_or_model(clip, trained):
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "empty", "text", "gone"])
 def test_damaged_method_file(trained, tmp_path, harm):
-    from hipro_nb.hipro import Method
+    from hipro_nb.method import Method
 
     raw, f = bytearray(trained[1].read_bytes()), tmp_path / "m.safetensors"
     raw[-5] ^= 8
@@ -452,7 +453,7 @@ def test_damaged_method_file(trained, tmp_path, harm):
 
 
 def test_a_file_without_a_method(tmp_path):
-    from hipro_nb.hipro import Method
+    from hipro_nb.method import Method
 
     save_tensors(tmp_path / "x.safetensors", dict(a=torch.ones(1)))
     with refused("x.safetensors", "no trained method"):
@@ -461,7 +462,7 @@ def test_a_file_without_a_method(tmp_path):
 
 def test_nothing_is_ever_unpickled(tmp_path):
     "A pickle in place of a file of ours is refused before anything in it runs."
-    from hipro_nb.hipro import Method
+    from hipro_nb.method import Method
 
     torch.save(dict(a=torch.ones(1)), tmp_path / "x.safetensors")
     with refused("x.safetensors", "damaged"):

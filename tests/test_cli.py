@@ -1,4 +1,4 @@
-"The commands, as a user starts them: on folders of tiny pictures, in processes of their own where that matters."
+"The commands, as a user starts them: on tiny pictures, in processes of their own where that matters."
 
 import importlib
 import json
@@ -17,7 +17,7 @@ from hipro_nb.baselines import METHODS
 from hipro_nb.cli import SIZES, hipro_bench, hipro_fit, hipro_predict, load_run, read_results
 from hipro_nb.compare import hipro_compare, read_table
 from hipro_nb.files import load_tensors
-from hipro_nb.hipro import Method
+from hipro_nb.method import Method
 
 pytestmark = pytest.mark.xdist_group("cli")  # the process that makes the runs looks at them
 NOTHING_LEARNED = dict(method="zero_shot", epochs=None, n_ctx=None)
@@ -240,7 +240,11 @@ def coop(home):
     return home / "runs" / "coop"
 
 
-@pytest.mark.parametrize("method,names", [("zero_shot", ["zero-shot"]), ("coop_mtl", ["zero-shot", "CoOp-MTL"]), ("shr_ind", ["zero-shot", "Shr+Ind"])])
+@pytest.mark.parametrize("method,names", [
+    ("zero_shot", ["zero-shot"]),
+    ("coop_mtl", ["zero-shot", "CoOp-MTL"]),
+    ("shr_ind", ["zero-shot", "Shr+Ind"]),
+])
 def test_other_methods(home, method, names, capfd):
     options = NOTHING_LEARNED if method == "zero_shot" else {}
     assert hipro_fit(words(home, **dict(name=method, method=method, seeds=1) | options)) == 0

@@ -1,7 +1,8 @@
-"""Every data set of both papers from a miniature root with its exact file layout, and what is said of a root that is not right.
+"""Every data set of both papers from a miniature root with its exact file layout, and what is said of a root
+that is not right.
 
-The miniatures have the names and forms of the real files and fewer images; what is expected of them is given as `counts`, as a user with
-a copy of his own would."""
+The miniatures have the names and forms of the real files and fewer images; what is expected of them is given
+as `counts`, as a user with a copy of his own would."""
 
 import json
 import os
@@ -177,7 +178,8 @@ def the_ten(root, k=2):
 # ------------------------------------------------------------------ each data set at its protocol
 
 
-@pytest.mark.parametrize("name", [lambda t: t, lambda t: t.replace("_", " "), str.lower], ids=["underscore", "space", "lower"])
+@pytest.mark.parametrize("name", [lambda t: t, lambda t: t.replace("_", " "), str.lower],
+                         ids=["underscore", "space", "lower"])
 def test_office_home(tmp, name):
     counts = office_home(tmp / "OfficeHomeDataset_10072016", name)
     tasks = ds.load_tasks("office_home", tmp, "10%", counts=counts)
@@ -635,20 +637,36 @@ def by_nobody(f):
     assert not said, said
 
 
+def homes(root): return office_home(root / "office_home")
+
+
+def beds(root): return domain_lists(root / "domainnet", DOMAINS, "splits", ("bed",))
+
+
+def crowded(root):
+    "Pictures of one's own, and a list of class names with two on a line"
+    own(root)
+    (root / "classnames.txt").write_text("mug cup", encoding="utf-8")
+
+
+FOLDERS = "Permission denied; expected ROOT/<task>/<class>/*"
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="a system without user numbers")
 @pytest.mark.parametrize("name,make,closed,why", [
-    ("office_home", lambda t: office_home(t / "office_home"), ".", "cannot read the folder {}: Permission denied; expected ROOT/<task>/<class>/*"),
-    ("office_home", lambda t: office_home(t / "office_home"), "office_home", "office_home: Permission denied; expected ROOT/<task>/<class>/*"),
-    ("office_home", lambda t: office_home(t / "office_home"), "office_home/Art", "office_home/Art: Permission denied"),
-    ("domainnet", lambda t: domain_lists(t / "domainnet", DOMAINS, "splits", ("bed",)), "domainnet/splits/real_test.txt", "cannot read the list {}: Permission denied"),
-    ("domainnet", lambda t: domain_lists(t / "domainnet", DOMAINS, "splits", ("bed",)), "domainnet/real/bed", "cannot read {}: Permission denied"),
+    ("office_home", homes, ".", f"cannot read the folder {{}}: {FOLDERS}"),
+    ("office_home", homes, "office_home", f"office_home: {FOLDERS}"),
+    ("office_home", homes, "office_home/Art", "office_home/Art: Permission denied"),
+    ("domainnet", beds, "domainnet/splits/real_test.txt", "cannot read the list {}: Permission denied"),
+    ("domainnet", beds, "domainnet/real/bed", "cannot read {}: Permission denied"),
     ("dtd", the_ten, "dtd/split_zhou_DescribableTextures.json", "cannot read {}: Permission denied"),
     ("dtd", the_ten, "dtd/images", "dtd/images/abc: Permission denied"),
     ("fgvc_aircraft", the_ten, "fgvc_aircraft/variants.txt", "cannot read {}: Permission denied"),
     ("cifar100", cifar_files, "cifar-100-python/train", "cannot read {}: Permission denied"),
     ("image_folder", own, ".", "cannot read the folder {}: Permission denied"),
     ("image_folder", own, "art/mug", "cannot read the folder {}: Permission denied"),
-    ("image_folder", lambda t: (own(t), (t / "classnames.txt").write_text("mug cup", encoding="utf-8")), "classnames.txt", "cannot read {}: Permission denied; expected a line for each folder"),
+    ("image_folder", crowded, "classnames.txt",
+     "cannot read {}: Permission denied; expected a line for each folder"),
 ], ids=lambda v: v if isinstance(v, str) and "{" not in v else "")
 def test_no_permission(tmp, name, make, closed, why):
     "A folder, a list or a file that may not be read is named, and no source is offered for what is there."
@@ -674,10 +692,16 @@ def test_no_permission_in_the_commands(tmp, monkeypatch):
         own(tmp / name)
         (tmp / name).chmod(mode)
     remote = RemoteFile(f"{serve(monkeypatch, data)}/x.tar", "x.tar", "0" * 64, unpack="")
-    monkeypatch.setitem(sources._registry, "squares", ds.DataSet("squares", "Squares", partial(scan_domains, tasks=["a"], classes=["b"]), "2shot", source="a server", files=(remote,)))
+    scan = partial(scan_domains, tasks=["a"], classes=["b"])
+    squares = ds.DataSet("squares", "Squares", scan, "2shot", source="a server", files=(remote,))
+    monkeypatch.setitem(sources._registry, "squares", squares)
     more = ["--shots", 1, "--method", "zero_shot", "--seeds", 1]
-    places = [([tmp / "closed"], tmp / "runs", "closed: Permission denied"), ([tmp / "listed"], tmp / "runs", "listed/art: Permission denied"), ([data], tmp / "locked/runs", "cannot make {}/data-zero_shot: Permission denied"),
-              (["squares", "--root", tmp / "locked/new", "--download"], tmp / "runs", "x.tar.part: Permission denied; expected a folder that can be written. Nothing was fetched")]
+    runs, unwritten = tmp / "runs", (
+        "x.tar.part: Permission denied; expected a folder that can be written. Nothing was fetched")
+    places = [([tmp / "closed"], runs, "closed: Permission denied"),
+              ([tmp / "listed"], runs, "listed/art: Permission denied"),
+              ([data], tmp / "locked/runs", "cannot make {}/data-zero_shot: Permission denied"),
+              (["squares", "--root", tmp / "locked/new", "--download"], runs, unwritten)]
     def all_refused():
         for argv, out, why in places:
             status, err = hipro_fit(*argv, *more, "--out", out)
@@ -686,7 +710,8 @@ def test_no_permission_in_the_commands(tmp, monkeypatch):
     try: by_nobody(all_refused)
     finally:
         for name in ("closed", "listed", "locked"): (tmp / name).chmod(0o755)
-    assert sorted(p.name for p in tmp.iterdir()) == ["closed", "data", "listed", "locked"] and not (tmp / "locked/new").exists()
+    assert sorted(p.name for p in tmp.iterdir()) == ["closed", "data", "listed", "locked"]
+    assert not (tmp / "locked/new").exists()
 
 
 def test_truncated_image(tmp):
@@ -757,8 +782,13 @@ def test_empty_split(tmp):
     refused("class 'bed' has no images", ds.load_tasks, "image_folder", tmp / "own")
 
 
-@pytest.mark.parametrize("line,why", [("clipart/bed/none.jpg 0", "1 of 15 files are not in"), ("../../../etc/passwd 0", "leaves the folder"), ("/etc/passwd 0", "leaves the folder"),
-                                      ("clipart/bed/x.jpg", "expected 'relative/path label'"), ("clipart/axe/x.jpg zero", "expected 'relative/path label'")])
+@pytest.mark.parametrize("line,why", [
+    ("clipart/bed/none.jpg 0", "1 of 15 files are not in"),
+    ("../../../etc/passwd 0", "leaves the folder"),
+    ("/etc/passwd 0", "leaves the folder"),
+    ("clipart/bed/x.jpg", "expected 'relative/path label'"),
+    ("clipart/axe/x.jpg zero", "expected 'relative/path label'"),
+])
 def test_lists(tmp, line, why):
     domain_lists(tmp, DOMAINS, "splits", ("bed",))
     with open(tmp / "splits/clipart_train.txt", "a", encoding="utf-8") as f: f.write(line + "\n")
@@ -776,9 +806,15 @@ def archive(path, members):
     return path
 
 
-@pytest.mark.parametrize("members,why", [({"art/1.png": b"x", "../evil": b"x"}, "leaves the folder"), ({"/abs/evil": b"x"}, "leaves the folder"),
-                                         ({"art/link": "/etc"}, "is a link or a device"), ({"art/link": "1.png"}, "is a link or a device"),
-                                         ({"art/1.png": b"x", "art/hard": ("art/1.png", tarfile.LNKTYPE)}, "is a link or a device"), ({"art/null": ("", tarfile.CHRTYPE)}, "is a link or a device"), ({"art/1.png": b"x", "Art/2.png": b"x"}, "holds 'art' and 'Art', which differ in case only")])
+@pytest.mark.parametrize("members,why", [
+    ({"art/1.png": b"x", "../evil": b"x"}, "leaves the folder"),
+    ({"/abs/evil": b"x"}, "leaves the folder"),
+    ({"art/link": "/etc"}, "is a link or a device"),
+    ({"art/link": "1.png"}, "is a link or a device"),
+    ({"art/1.png": b"x", "art/hard": ("art/1.png", tarfile.LNKTYPE)}, "is a link or a device"),
+    ({"art/null": ("", tarfile.CHRTYPE)}, "is a link or a device"),
+    ({"art/1.png": b"x", "Art/2.png": b"x"}, "holds 'art' and 'Art', which differ in case only"),
+])
 def test_archives(tmp, monkeypatch, members, why):
     served = serve(monkeypatch, archive(tmp / "evil.tar", members).parent)
     remote = RemoteFile(f"{served}/evil.tar", "evil.tar", file_hash(tmp / "evil.tar"), unpack="")

@@ -1,5 +1,6 @@
-"""The library on a GPU: every method, its numbers those of the CPU, what it saves usable elsewhere. `make test` shows it on a stand-in (`stand_in.py`), which
-refuses what CUDA refuses; `make test-gpu` shows the same on a real one."""
+"""The library on a GPU: every method, its numbers those of the CPU, what it saves usable elsewhere. `make
+test` shows it on a stand-in (`stand_in.py`), which refuses what CUDA refuses; `make test-gpu` shows the same
+on a real one."""
 
 import contextlib
 import io
@@ -19,10 +20,10 @@ from tiny import image_folder, save_clip
 from hipro_nb.baselines import METHODS, WHERE, method_options
 from hipro_nb.baselines.coop import ParameterTrainer
 from hipro_nb.cli import hipro_fit, hipro_predict
-from hipro_nb.clip import load_clip
+from hipro_nb.zoo import load_clip
 from hipro_nb.store import FeatureStore
 from hipro_nb.folders import load_image_folder
-from hipro_nb.hipro import Method
+from hipro_nb.method import Method
 from hipro_nb.schedule import BilevelTrainer
 from hipro_nb.train import PromptTrainer, TrainConfig
 

@@ -1,5 +1,5 @@
-"""The site without Quarto: every notebook goes through nbdev's own processors as `nbdev_docs` sends it, every link, anchor and cross-reference
-leads somewhere, every figure has label, caption and alternative text."""
+"""The site without Quarto: every notebook goes through nbdev's own processors as `nbdev_docs` sends it, every
+link, anchor and cross-reference leads somewhere, every figure has label, caption and alternative text."""
 
 import json
 import re
@@ -108,7 +108,8 @@ def test_docs_exported_names(site, nb):
 @every
 def test_docs_links(site, nb):
     "Relative links, doc links that nbdev made out of backticks, and anchors."
-    pages = {(Path(name(p)).parent / page(site, p)[0]["output-file"]).as_posix(): p for p in notebooks() if (site / "_proc" / name(p)).exists()}
+    made = [p for p in notebooks() if (site / "_proc" / name(p)).exists()]
+    pages = {(Path(name(p)).parent / page(site, p)[0]["output-file"]).as_posix(): p for p in made}
     for c in page(site, nb)[1]:
         if c["cell_type"] != "markdown": continue
         for target in re.findall(r"\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)", unquoted(text(c["source"]))):
@@ -124,7 +125,8 @@ def test_docs_links(site, nb):
                 to = (nb.parent / path).resolve() if path else nb
                 assert to.exists(), f"{target} leads nowhere"
                 assert NBS.resolve() in to.parents, f"{target} leaves nbs/: the site does not have it"
-            if anchor and to.suffix == ".ipynb": assert anchor in anchors(site, to), f"{target}: no such anchor there"
+            if anchor and to.suffix == ".ipynb":
+                assert anchor in anchors(site, to), f"{target}: no such anchor there"
 
 
 @every

@@ -1,4 +1,5 @@
-"The package is what the notebooks export, the notebooks are clean: `nbdev_export` and `nbdev_clean` leave no difference."
+"""The package is what the notebooks export, the notebooks are clean: `nbdev_export` and `nbdev_clean` leave
+no difference."""
 
 import sys
 from pathlib import Path
@@ -29,7 +30,8 @@ def files(top, pattern):
         if not any(s.startswith(".") for s in p.relative_to(top).parts)}
 
 
-@pytest.mark.parametrize("pattern,command", [("hipro_nb/**/*.py", "make export"), ("nbs/**/*.ipynb", "make clean"), ("*.toml", "make export")])
+@pytest.mark.parametrize("pattern,command", [
+    ("hipro_nb/**/*.py", "make export"), ("nbs/**/*.ipynb", "make clean"), ("*.toml", "make export")])
 @pytest.mark.xdist_group("export")
 def test_no_difference(remade, pattern, command):
     old, new = files(ROOT, pattern), files(remade, pattern)

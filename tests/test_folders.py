@@ -1,4 +1,5 @@
-"What a folder of pictures says of itself, as the commands print it, and folders that nobody tidied: random trees of odd names."
+"""What a folder of pictures says of itself, as the commands print it, and folders that nobody tidied: random
+trees of odd names."""
 
 import json
 import os
@@ -251,7 +252,8 @@ def try_tree(folder, seed):
     return ends
 
 
-@pytest.mark.parametrize("seeds", [range(40), pytest.param(range(40, 2000), marks=pytest.mark.slow)], ids=["fast", "slow"])
+@pytest.mark.parametrize("seeds", [range(40), pytest.param(range(40, 2000), marks=pytest.mark.slow)],
+                         ids=["fast", "slow"])
 def test_random_trees_are_read_or_refused(tmp_path, seeds):
     """Trees of odd names, links, pipes and damaged files, with lists that may be damaged: the tasks, or
     `BadData`; never another exception, and never a wait."""

@@ -24,14 +24,15 @@ from tiny import image_folder, random_clip, save_clip, square, text, vision
 
 from hipro_nb.cli import (hipro_fit, hipro_predict, load_run, read_bench, read_results, read_run,
                           summary)
-from hipro_nb.clip import load_clip
+from hipro_nb.zoo import load_clip
 from hipro_nb.compare import MethodTable, hipro_compare, read_table
 from hipro_nb.tasks import BadData, Features, Task, plain_text
 from hipro_nb.folders import load_image_folder
 from hipro_nb.files import load_tensors, open_file, parse_json, read_json, save_tensors
 from hipro_nb.datasets.sources import read_classnames, read_list
 from hipro_nb.datasets.ten import read_split
-from hipro_nb.hipro import Method, Result, compare
+from hipro_nb.method import Method
+from hipro_nb.results import Result, compare
 from hipro_nb.studies.reports import PaperTable, read_report
 from hipro_nb.tree import TaskTree, flat_tree
 

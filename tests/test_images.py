@@ -1,4 +1,5 @@
-"""Pictures as strangers send them: every form is taken as what it is or refused by name, nothing that the caller owns is closed, and no file costs more memory or time than a picture is worth."""
+"""Pictures as strangers send them: every form is taken as what it is or refused by name, nothing that the
+caller owns is closed, and no file costs more memory or time than a picture is worth."""
 
 import io
 import math

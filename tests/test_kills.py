@@ -1,4 +1,4 @@
-"A run that is stopped at any moment, again and again, ends with the same bytes as one that was never stopped."
+"A run that is stopped at any moment, again and again, ends with the bytes of one that was never stopped."
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ import hipro_nb.schedule
 import hipro_nb.train
 from hipro_nb.baselines import METHODS, method_options
 from hipro_nb.cli import hipro_fit
-from hipro_nb.clip import load_clip
+from hipro_nb.zoo import load_clip
 from hipro_nb.compare import hipro_compare
 from hipro_nb.tasks import Features, Task
 from hipro_nb.folders import load_image_folder
@@ -117,8 +117,8 @@ class Life:
         return max(seen)
 
     def stop(self, number, rng, seconds):
-        """Send a signal: once in four times at any time from the start on, else after one to three checkpoints and
-        a part of a step. The exit status, which is 0 where that was too late."""
+        """Send a signal: once in four times at any time from the start on, else after one to three
+        checkpoints and a part of a step. The exit status, which is 0 where that was too late."""
         left, last = rng.choice((0, 1, 2, 3)), self.checkpoint()
         while left and self.ended() is None:
             time.sleep(0.0005)

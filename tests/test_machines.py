@@ -1,4 +1,5 @@
-"What differs from machine to machine: the tool that runs the tests as other machines would, and the entry of a CI."
+"""What differs from machine to machine: the tool that runs the tests as other machines would, and the entry
+of a CI."""
 
 import os
 import re
@@ -52,7 +53,8 @@ def test_a_row_is_run(capsys, tmp_path):
     assert (tmp_path / "logs" / "space.txt").exists()
 
 
-@pytest.mark.parametrize("failed,said", [(0, "5 passed, 0 failed"), (1, "4 passed, 1 failed"), (None, "0 passed, 1 failed")])
+@pytest.mark.parametrize("failed,said", [
+    (0, "5 passed, 0 failed"), (1, "4 passed, 1 failed"), (None, "0 passed, 1 failed")])
 def test_ci(tmp_path, failed, said):
     "Counts come from the report, in a folder with a space, too; a run that writes none has failed"
     home = tmp_path / "a place"

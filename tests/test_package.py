@@ -183,7 +183,7 @@ def test_readme_table_agrees():
     "The README's own small arithmetic equals `hipro_nb.hipro`'s, on planted runs."
     sys.path.insert(0, str(ROOT / "tools"))
     import readme
-    from hipro_nb.hipro import Result
+    from hipro_nb.results import Result
     points = {"HiPro": (65, 70, 69.5), "CoOp": (63, 65, 67), "zero-shot": (50, 50, 50)}
     points |= {"CoOp-MTL": (60, 61, 62), "Shr+Ind": (64, 66, 68), "IMTL": (71, 72, 73)}
     runs = {m: Result(m, ("a", "b"), (1, 2, 3), [[x - 1, x + 1] for x in xs]) for m, xs in points.items()}

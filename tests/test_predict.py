@@ -1,4 +1,5 @@
-"""Prediction changes nothing: right from any number of threads, after a fork and beside other fits, and the hundred-thousandth picture costs what the first one cost."""
+"""Prediction changes nothing: right from any number of threads, after a fork and beside other fits, and the
+hundred-thousandth picture costs what the first one cost."""
 
 import gc
 import os
@@ -23,12 +24,12 @@ from torch.testing import assert_close
 import hipro_nb.images
 import hipro_nb.store
 from hipro_nb.baselines import METHODS
-from hipro_nb.clip import PromptTower
+from hipro_nb.tower import PromptTower
 from hipro_nb.tasks import BadData, Features, Task
 from hipro_nb.store import FeatureStore, encode_images
-from hipro_nb.prompt import FrozenCLIP
+from hipro_nb.frozen import FrozenCLIP
 from hipro_nb.images import Split
-from hipro_nb.hipro import Method, ZeroShot
+from hipro_nb.method import Method, ZeroShot
 from hipro_nb.visual import DeepPromptTower
 
 CLASSES = ("red", "green", "blue", "yellow")

@@ -1,4 +1,5 @@
-"Every method of the registry, on two tiny tasks of pictures: it learns, predicts, is saved, and is the same in a new process and for the same seed."
+"""Every method of the registry, on two tiny tasks of pictures: it learns, predicts, is saved, and is the same
+in a new process and for the same seed."""
 
 import contextlib
 import os
@@ -23,13 +24,13 @@ from tiny import image_folder, save_clip
 from torch.testing import assert_close
 
 from hipro_nb.baselines import METHODS, WHERE, method_options
-from hipro_nb.clip import load_clip
+from hipro_nb.zoo import load_clip
 from hipro_nb.tasks import BadData
 from hipro_nb.store import FeatureStore
 from hipro_nb.images import Split
 from hipro_nb.folders import load_image_folder
 from hipro_nb.files import load_tensors
-from hipro_nb.hipro import Method
+from hipro_nb.method import Method
 from hipro_nb.train import TrainConfig
 
 pytestmark = pytest.mark.xdist_group("registry")
@@ -45,11 +46,13 @@ from hipro_nb.hipro import Method
 folder, *names = sys.argv[1:]
 clip, tasks, methods = load_clip(folder + '/model'), load_image_folder(folder + '/data', shots=2), {}
 torch.set_num_threads(2)
-torch.randn(900, 900) @ torch.randn(900, 900) # PyTorch's helpers are there, and stay behind when the process forks
+# PyTorch's helpers are there, and stay behind when the process forks
+torch.randn(900, 900) @ torch.randn(900, 900)
 for name in names:
     try:
         method = Method.load(f'{folder}/{name}.safetensors', clip, tasks)
-        save_tensors(f'{folder}/{name}.probs', {t.name: method.predict(t.name, t.test.images).probs for t in tasks})
+        probs = {t.name: method.predict(t.name, t.test.images).probs for t in tasks}
+        save_tensors(f'{folder}/{name}.probs', probs)
         methods[name] = method
     except Exception as e: print(name, repr(e))
 if not os.fork():
@@ -169,8 +172,8 @@ def test_settings(walk, name):
 
 
 def check_refused(walk, monkeypatch, name, *sample):
-    """A file whose checksum is right and whose contents are not is loaded, if what is wrong changes nothing, or
-    refused; what is loaded predicts. Anything but `BadData` is a fault"""
+    """A file whose checksum is right and whose contents are not is loaded, if what is wrong changes nothing,
+    or refused; what is loaded predicts. Anything but `BadData` is a fault"""
     tensors, meta = load_tensors(walk.folder / f"{name}.safetensors")
     files = [(what, tensors, m) for what, m in mutants(meta, *sample)]
     files += [(what, t, meta) for what, t in tensor_mutants(tensors, *sample)]
@@ -219,8 +222,9 @@ def until(found, p, seconds=600):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("moment", ["importing", "training"])
 def test_compare_interrupted_with_two_jobs(tmp_path, moment):
-    """Ctrl-C goes to the whole group, as from a terminal: one line, status 130, both fits' checkpoints, no process left; while the fork server still
-    imports, too. The command is forked by `forked.py`, which gives it ears for Ctrl-C: in the background of a shell script it has none, nor have these tests.
+    """Ctrl-C goes to the whole group, as from a terminal: one line, status 130, both fits' checkpoints, no
+    process left; while the fork server still imports, too. The command is forked by `forked.py`, which gives
+    it ears for Ctrl-C: in the background of a shell script it has none, nor have these tests.
     """
     data, model, runs = (image_folder(tmp_path / "data", tasks=("art", "photo"), n=4),
                          save_clip(tmp_path / "model"), tmp_path / "runs")

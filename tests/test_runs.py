@@ -1,4 +1,5 @@
-"A run's numbers belong to its settings: one command at a time, options that are in effect or refused, files that are the same for the same command."
+"""A run's numbers belong to its settings: one command at a time, options that are in effect or refused, files
+that are the same for the same command."""
 
 import contextlib
 import json
@@ -173,8 +174,8 @@ def contents(folder):
 
 
 def test_same_command_same_bytes(home):
-    """Tensors, records, results, tables and figures of the same command are the same bytes in another process, with
-    other hashes of strings, but for the dates."""
+    """Tensors, records, results, tables and figures of the same command are the same bytes in another
+    process, with other hashes of strings, but for the dates."""
     argv = {
         place: words(home, "run", 2, seeds=2, epochs=2, n_ctx=2, out=home / place)
         for place in ("first", "second")}

@@ -1,4 +1,5 @@
-"Every setting that is made of a number, a switch or a name, against values that it cannot have: each is refused by its name, before anything is loaded or trained."
+"""Every setting that is made of a number, a switch or a name, against values that it cannot have: each is
+refused by its name, before anything is loaded or trained."""
 
 import json
 import math

@@ -57,6 +57,14 @@ def test_width(nb):
     assert not wide, "lines over 110 columns (cell, line)"
 
 
+@pytest.mark.parametrize("folder", ["tests", "tools"])
+def test_width_of_files(folder):
+    "What is not made of notebooks has the same width."
+    lines = {f"{p.name}:{i}": l for p in sorted((ROOT / folder).glob("*.py"))
+             for i, l in enumerate(p.read_text("utf-8").split("\n"), 1)}
+    assert not [at for at, l in lines.items() if len(l) > 110], "lines over 110 columns"
+
+
 @every
 def test_exported_cells_are_small(nb):
     sizes = {c["index"]: len(body(c["source"])) for c in cells(nb, "code") if is_exported(c)}

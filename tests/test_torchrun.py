@@ -1,4 +1,5 @@
-"`torchrun` with two processes gives what one process gives. Slow: three Pythons import torch. Chapter 06 shows the same with forked processes."
+"""`torchrun` with two processes gives what one process gives. Slow: three Pythons import torch. The chapter
+on training shows the same with forked processes."""
 
 import os
 import sys
@@ -15,17 +16,22 @@ import open_clip, torch, torch.distributed as dist
 from tiny import random_clip
 from hipro_nb.files import save_tensors
 from hipro_nb.hipro import HiPro
-from hipro_nb.prompt import FrozenCLIP
+from hipro_nb.frozen import FrozenCLIP
 from hipro_nb.tasks import Features, Task
 from hipro_nb.train import TrainConfig
 
 out, rank, g = sys.argv[1], os.environ.get("RANK"), torch.Generator().manual_seed(0)
 if rank: dist.init_process_group("gloo")
-y, splits = torch.arange(3).repeat(4), {}
-for t in "abcd": splits[t] = Features(torch.nn.functional.normalize(torch.randn(12, 32, generator=g, dtype=torch.float64), dim=1), y)
+y, tasks = torch.arange(3).repeat(4), []
+for name in "abcd":
+    x = torch.randn(12, 32, generator=g, dtype=torch.float64)
+    part = Features(torch.nn.functional.normalize(x, dim=1), y)
+    tasks.append(Task(name, ("apple", "plum", "fig"), part, part))
 clip = FrozenCLIP(random_clip().double(), open_clip.get_tokenizer("RN50"), None, "tiny")
-h = HiPro(clip, n_ctx=4, n_shared=3, config=TrainConfig(lr=0.01, epochs=3)).fit([Task(t, ("apple", "plum", "fig"), s, s) for t, s in splits.items()], checkpoint=f"{out}/checkpoint", progress=False)
-save_tensors(f"{out}/{rank or 'alone'}.safetensors", dict(ctx=h.ctx, affinity=h.affinity), dict(groups=[list(m) for m in h.tree.groups]))
+h = HiPro(clip, n_ctx=4, n_shared=3, config=TrainConfig(lr=0.01, epochs=3))
+h.fit(tasks, checkpoint=f"{out}/checkpoint", progress=False)
+save_tensors(f"{out}/{rank or 'alone'}.safetensors", dict(ctx=h.ctx, affinity=h.affinity),
+             dict(groups=[list(m) for m in h.tree.groups]))
 if rank: dist.destroy_process_group()
 """
 

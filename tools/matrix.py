@@ -1,6 +1,6 @@
 """Runs the tests as other machines would: `make test-matrix`. A row is the suite, or a part of it, under one
-difference (another Python, fewer units of the processor, one core, another locale, user, order, path ...), in a copy
-of the working tree. What this machine cannot offer is listed with the reason.
+difference (another Python, fewer units of the processor, one core, another locale, user, order, path ...), in
+a copy of the working tree. What this machine cannot offer is listed with the reason.
 
     make test-matrix                                   every row on its own part of the suite
     make test-matrix ARGS="--list"                     the rows, their parts, and what cannot be run here

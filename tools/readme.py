@@ -1,4 +1,5 @@
-"""Fills the generated cells of nbs/index.ipynb and renders README.md from it; `--check` only says if both are current.
+"""Fills the generated cells of nbs/index.ipynb and renders README.md from it; `--check` only says if both are
+current.
 
 Generated cells are Markdown cells that start with one of
     <!-- picture CHAPTER LABEL -->  a chapter's stored figure, written to nbs/LABEL.png, with its caption

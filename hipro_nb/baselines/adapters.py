@@ -24,12 +24,12 @@ from torch import Tensor, nn
 # %% ../../nbs/methods/49_adapters.ipynb #c8a1d3f2
 from ..tasks import BadData
 from ..store import FeatureStore
-from ..prompt import FrozenCLIP
+from ..frozen import FrozenCLIP
+from ..prompt import zero_shot_weights
 from ..files import as_kind
-from ..clip import zero_shot_weights
 from ..affinity import AffinityMeter, task_gradients
 from ..train import TrainConfig
-from ..hipro import Method, check_alike, check_groups, task_templates
+from ..method import Method, check_alike, check_groups, task_templates
 from ..visual import DeepPromptTower
 from .coop import fit_parameters, gather_train, task_means
 from .visual_prompts import ImageTokens, VisualPromptMethod

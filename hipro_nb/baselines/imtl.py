@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .pcgrad import SharedPrompt
-from ..prompt import FrozenCLIP
+from ..frozen import FrozenCLIP
 from ..train import Combine
 
 # %% ../../nbs/methods/46_imtl.ipynb #4ead2625

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..affinity import AffinityMeter
 from ..tasks import BadData
 from ..store import FeatureStore
-from ..prompt import FrozenCLIP
+from ..frozen import FrozenCLIP
 from ..hipro import HiPro
 from ..train import PromptTrainer, TrainConfig
 from ..tree import TaskTree, balanced_tree

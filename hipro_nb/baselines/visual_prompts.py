@@ -24,12 +24,13 @@ from tqdm import tqdm
 # %% ../../nbs/methods/48_visual_prompts.ipynb #e21d8633
 from ..tasks import BadData, clean_name
 from ..store import FeatureStore, decode_images
-from ..prompt import FrozenCLIP
+from ..frozen import FrozenCLIP
+from ..prompt import word_ctx, zero_shot_weights
 from ..images import Split
 from ..files import as_kind
-from ..clip import PromptTower, word_ctx, zero_shot_weights
+from ..tower import PromptTower
 from ..train import TrainConfig, class_index
-from ..hipro import Method, check_groups, task_templates
+from ..method import Method, check_groups, task_templates
 from ..visual import CoupledPrompts, DeepPromptTower, UnifiedPrompts, VisionTower
 from .coop import fit_parameters, task_means
 

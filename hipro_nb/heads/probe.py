@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['RIDGE', 'RIDGES', 'Stack', 'stack_tasks', 'spread_own', 'Descent', 'descend', 'fit_weights', 'weight_change',
-           'check_ridge', 'deal_folds', 'held_loss', 'without_folds', 'Choice', 'choose_ridge']
+           'check_ridge', 'deal_folds', 'held_loss', 'without_folds', 'Choice', 'choose_ridge', 'LinearHeads',
+           'choose_setting']
 
-# %% ../../nbs/methods/52_text_probe.ipynb #f843c6ef
+# %% ../../nbs/methods/52_text_probe.ipynb #6c439f8b
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from ..tasks import BadData
 
-# %% ../../nbs/methods/52_text_probe.ipynb #dc41cc84
+# %% ../../nbs/methods/52_text_probe.ipynb #a0be4f2e
 @dataclass(frozen=True)
 class Stack:
     "The training images of N tasks side by side, padded"
@@ -37,7 +38,7 @@ class Stack:
         z = self.scale * torch.einsum('jnd,...jkd->...jnk', x, weights)
         return z.masked_fill(~self.open[:, None], -1e9)
 
-# %% ../../nbs/methods/52_text_probe.ipynb #e54c3dbb
+# %% ../../nbs/methods/52_text_probe.ipynb #c24d4375
 def stack_tasks(
     tasks:Sequence, # N tasks of features
     text:Sequence, # Class weights `K d` of each task, unit norm or fused
@@ -65,7 +66,7 @@ def _check_text(tasks, text, scale)->None:
             raise BadData(f'task {t.name!r}: class weights of shape {shape}; expected finite {wanted}')
     if not 0 < scale < float('inf'): raise BadData(f'scale is {scale}; expected a finite number above 0')
 
-# %% ../../nbs/methods/52_text_probe.ipynb #1b16facb
+# %% ../../nbs/methods/52_text_probe.ipynb #110b63bc
 def spread_own(
     stack:Stack, # The tasks
 )->Callable: # Coefficients `B N n K` -> sums over the images `B N K d`
@@ -75,7 +76,7 @@ def spread_own(
         return torch.einsum('bjnk,jnd->bjkd', coef, stack.x)
     return spread
 
-# %% ../../nbs/methods/52_text_probe.ipynb #55d5d24f
+# %% ../../nbs/methods/52_text_probe.ipynb #5ecb0470
 def _dot(a, b)->Float[Tensor,'B']: return (a*b).flatten(1).sum(1)
 def _tall(v): return v[:, None, None, None]
 
@@ -103,7 +104,7 @@ class Descent:
         "What coefficients do to the logits"
         return torch.einsum('jnd,bjkd->bjnk', self.stack.x, self.spread(coef))/self.ridge
 
-# %% ../../nbs/methods/52_text_probe.ipynb #65278637
+# %% ../../nbs/methods/52_text_probe.ipynb #ae13fb2f
 def _slope(self:Descent, length, along, linear, square)->tuple:
     "First and second derivative of the objective at a length along a direction"
     p = (self.logits + _tall(length)*along).softmax(-1)
@@ -126,7 +127,7 @@ def _best_length(self:Descent, step, along)->Float[Tensor,'B']:
         length = new
     return length
 
-# %% ../../nbs/methods/52_text_probe.ipynb #4dbc1545
+# %% ../../nbs/methods/52_text_probe.ipynb #fda4d408
 def descend(
     d:Descent, # The problems, at any state
     tol:float=1e-5, # Norm of the residual against the first one's, at which a problem is solved
@@ -149,7 +150,7 @@ def descend(
         d.along, d.before = (step, along), (moved, size)
     return steps
 
-# %% ../../nbs/methods/52_text_probe.ipynb #493565b5
+# %% ../../nbs/methods/52_text_probe.ipynb #54eef2e0
 # Without images held back: between what these prefer on drawings (.02 to .1) and on photographs (.001)
 RIDGE = .02
 
@@ -178,7 +179,7 @@ def check_ridge(
     "`BadData` unless it is a finite number above 0"
     if not 0 < ridge < float('inf'): raise BadData(f'ridge is {ridge}; expected a finite number above 0')
 
-# %% ../../nbs/methods/52_text_probe.ipynb #e254838f
+# %% ../../nbs/methods/52_text_probe.ipynb #5a9f47e8
 def deal_folds(
     stack:Stack, # The tasks
     k:int=4, # Folds
@@ -212,7 +213,7 @@ def without_folds(
     "The images that each fold's fit learns from"
     return torch.stack([stack.there*(fold != f) for f in range(k)])
 
-# %% ../../nbs/methods/52_text_probe.ipynb #313d1961
+# %% ../../nbs/methods/52_text_probe.ipynb #1f73dfc7
 RIDGES = (3., 1., .3, .1, .03, .01, .003, .001, .0003, .0001)
 
 class Choice(NamedTuple):
@@ -236,3 +237,28 @@ def choose_ridge(
         tried[ridge] = held_loss(stack, d.logits, fold)
         if len(tried) > 2 and min(list(tried.values())[-2:]) > min(tried.values()): break
     return Choice(min(tried, key=tried.get), tried)
+
+# %% ../../nbs/methods/52_text_probe.ipynb #fadca6e1
+class LinearHeads(NamedTuple):
+    "Class weights of B problems"
+    weights:Float[Tensor,'B N K d'] # Class weights of each task
+    def logits(self,
+        stack:Stack, # The tasks
+        x:Float[Tensor,'N m d']|None=None, # Features; the stack's own if None
+    )->Float[Tensor,'B N m K']: # Logits
+        "Logits of images"
+        return stack.logits(self.weights, x)
+
+def choose_setting(
+    fit:Callable, # `fit(stack, there, **setting)`, `there` as `B N n`, gives something with `logits(stack)`
+    grid:Sequence, # Settings, a dictionary each
+    stack:Stack, # The tasks
+    k:int=4, # Folds
+    seed:int=0, # Of the folds
+)->Choice: # The best dictionary, empty where nothing could be held back; losses by position in the grid
+    "The setting with the least loss on images held back"
+    fold = deal_folds(stack, k, seed)
+    if not (fold >= 0).any(): return Choice({}, {})
+    there = without_folds(stack, fold, k)
+    tried = {i: held_loss(stack, fit(stack, there, **g).logits(stack), fold) for i, g in enumerate(grid)}
+    return Choice(grid[min(tried, key=tried.get)], tried)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from ..causal import MTVLP, ImageBank
 from ..tasks import Features
-from ..prompt import FrozenCLIP
+from ..frozen import FrozenCLIP
 from ..images import Split
 from ..mini import OBJECTS, mini_clip
 from ..schedule import BilevelTrainer, Schedule

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import torch
 from ..baselines import METHODS
-from ..clip import load_clip
+from ..frozen import FrozenCLIP
+from ..zoo import load_clip
 from ..tasks import BadData, Features, Task, few_shot, fraction
 from ..store import FeatureStore, encode_tasks
 from ..folders import load_image_folder
 from ..files import write_atomic
-from ..hipro import Result, run_facts
+from ..results import Result, run_facts
+from ..method import Fitted, Method, settings_of
 from ..mini import mini_clip, mini_tasks
 from ..schedule import JSCPT, JSCPT_MINI, Schedule
 from ..loop import first_difference
@@ -33,7 +35,7 @@ def run_grid(
     path:str|Path, # JSON to write, or to go on with
     methods:dict, # Name -> function of shots and seed that gives a `Method`
     make_tasks:Callable, # Shots, seed -> tasks
-    clip, # The frozen model; None if the tasks hold features
+    clip:FrozenCLIP, # The frozen model
     shots:Sequence=(1, 2, 4, 8, 16), # Training images of a class
     seeds:Sequence=(0, 1, 2, 3, 4), # One run each
     # What a reader must know besides; must not change between calls, but `lines` may grow
@@ -60,29 +62,35 @@ def run_grid(
         for n in missing:
             if not began: grid['facts'].append(run_facts())
             began = True
-            _add_row(grid, n, methods[n](k, seed), tasks, features, k, seed)
+            method = methods[n](k, seed)
+            given = tasks if method.wants_images(clip) else features
+            _add_row(grid, dict(name=n, shots=k, seed=seed), *_timed_run(method, clip, given))
             write_grid(path, grid)
     return grid
 
 # %% ../../nbs/studies/91_jscpt_shots.ipynb #9a4345f3
 def _rounded(x:torch.Tensor)->list: return [[round(v, 3) for v in row] for row in x.tolist()]
 
-def _add_row(grid:dict, name:str, method, tasks:Sequence, features:Sequence, shots:int, seed:int):
-    "Fit and test one method; of JSCPT also what became of weights, affinities, effects and Ω"
-    given, began = (tasks if method.needs_images else features), time.process_time()
-    result = method.fit(given, progress=False).evaluate(given)
-    row = dict(name=name, shots=shots, seed=seed, cpu_s=round(time.process_time() - began, 1),
-               accuracy=[round(a, 3) for a in result.accuracy[0]])
-    if isinstance(method, JSCPT):
-        row |= dict(skipped=method.notes['skipped_upper_steps'], upper_steps=method.notes['upper_steps'])
-        row |= (
-            dict(omega=_rounded(method.omega),
-                 **{k: _rounded(method.history[:, i]) for i, k in enumerate('wAe', 2)})
-            if grid['about'].get('paths')
-            else {})
+def _timed_run(method:Method, clip:FrozenCLIP, tasks:Sequence)->tuple:
+    "A fit, its result, and what both took of the processor, seconds"
+    began = time.process_time()
+    fitted = method.fit(clip, tasks, progress=False)
+    return fitted, fitted.evaluate(tasks), round(time.process_time() - began, 1)
+
+def _schedule(fitted:Fitted, paths:bool)->dict:
+    "Of JSCPT the upper steps, and what became of weights, affinities, effects and Ω if that is asked for"
+    if not isinstance(fitted.method, JSCPT): return {}
+    row = dict(skipped=fitted.notes['skipped_upper_steps'], upper_steps=fitted.notes['upper_steps'])
+    if not paths: return row
+    return row | dict(omega=_rounded(fitted.omega),
+                      **{k: _rounded(fitted.history[:,i]) for i,k in enumerate('wAe', 2)})
+
+def _add_row(grid:dict, run:dict, fitted:Fitted, result:Result, cpu_s:float)->None:
+    "What a run gave"
+    row = run | dict(cpu_s=cpu_s, accuracy=[round(a, 3) for a in result.accuracy[0]])
+    grid['rows'].append(row | _schedule(fitted, bool(grid['about'].get('paths'))))
     grid['tasks'] = list(result.tasks)
-    grid['settings'].setdefault(name, method.settings())
-    grid['rows'].append(row)
+    grid['settings'].setdefault(run['name'], settings_of(fitted.method))
 
 def write_grid(
     path:str|Path, # File to write
@@ -169,22 +177,21 @@ EPOCHS = dict(families={1: 50, 2: 50, 4: 25, 8: 12, 16: 8}, photographs={1: 100,
 BATCH = dict(families=96, photographs=40)
 
 def method_maker(
-    clip, # The frozen model
     line:dict, # `method`, `lr`, `epochs` (one, or one for each number of shots) and the method's own options
     epochs:dict, # Epochs for each number of shots
     batch_size:int, # Images of a step, all tasks together
-)->Callable: # Shots, seed -> a method that is not fitted yet
+)->Callable: # Shots, seed -> a `Method`
     "What a line of a table stands for"
     own = {k: v for k, v in line.items() if k not in ('method', 'lr', 'epochs', 'batch_size')}
     how = {f.name: own.pop(f.name) for f in fields(Schedule) if line['method'] == 'jscpt' and f.name in own}
     own |= dict(schedule=Schedule(**how)) if how else {}
     def make(shots, seed):
-        "The method of this line, not fitted"
-        if line['method'] == 'zero_shot': return METHODS['zero_shot'](clip, seed=seed)
+        "The settings of this line"
+        if line['method'] == 'zero_shot': return METHODS['zero_shot'](seed=seed)
         its = line.get('epochs', epochs)
         config = TrainConfig(lr=line['lr'], epochs=its[shots] if isinstance(its, dict) else its,
                              batch_size=line.get('batch_size', batch_size), seed=seed)
-        return METHODS[line['method']](clip, config=config, **own)
+        return METHODS[line['method']](config=config, **own)
     return make
 
 # %% ../../nbs/studies/91_jscpt_shots.ipynb #b3d8b273
@@ -202,7 +209,7 @@ def run_families(
     about = (
         dict(data='mini-families', part=part, pictures=n, epochs=usual[0], batch_size=usual[1], lines=lines)
         | about)
-    return run_grid(path, {k: method_maker(clip, l, *usual) for k, l in lines.items()},
+    return run_grid(path, {k: method_maker(l, *usual) for k,l in lines.items()},
                     lambda k, s: embedded_tasks('families', k, s, n, part), clip, shots, seeds, about)
 
 def run_photographs(
@@ -220,7 +227,7 @@ def run_photographs(
     whole = encode_tasks(clip, load_image_folder(data, shots=1), store)
     about = dict(data=Path(data).name, model=Path(model).name, part=part, epochs=usual[0],
                  batch_size=usual[1], lines=lines)
-    return run_grid(path, {k: method_maker(clip, l, *usual) for k, l in lines.items()},
+    return run_grid(path, {k: method_maker(l, *usual) for k,l in lines.items()},
                     lambda k, s: photo_tasks(whole, k, s, part), clip, shots, seeds, about)
 
 # %% ../../nbs/studies/91_jscpt_shots.ipynb #c2eb7128

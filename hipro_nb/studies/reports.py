@@ -16,15 +16,15 @@ from typing import TypedDict
 import torch
 from fastcore.basics import patch
 
-from ..clip import load_clip
+from ..zoo import load_clip
 from ..compare import read_table
 from ..tasks import BadData, plain_text
 from ..store import FeatureStore, encode_tasks
-from ..prompt import FrozenCLIP
+from ..frozen import FrozenCLIP
 from ..files import Plain, read_json, write_atomic
 from ..folders import load_image_folder
 from ..escape import html_table, text_table
-from ..hipro import Interval, run_facts
+from ..results import Interval, run_facts
 from ..mini import MINI_TRAIN, SETTINGS, mini_clip, mini_tasks
 from ..loop import first_difference
 from ..train import TrainConfig

@@ -14,10 +14,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ..clip import zero_shot_weights
+from ..prompt import zero_shot_weights, FrozenCLIP
 from ..tasks import BadData, Task
-from ..prompt import FrozenCLIP
-from ..hipro import Interval
+from ..results import Interval
 from ..mini import DOMAINS
 from .reports import Source, run_missing
 
