@@ -54,8 +54,8 @@ from .train import TrainConfig, affinity_overhead, check_fields, class_index
 from .views import encode_views, known_hash, warn_of_leaks
 from .datasets import list_datasets, load_tasks
 from .datasets.sources import check_class_names, check_table, name_classes, read_classnames
-from .baselines import METHODS, RUN_OPTIONS, method_options, option_default, run_options
-from .method import Method, ZeroShot
+from .baselines import METHODS, RUN_OPTIONS, method_options, option_default, run_options, views_of
+from .method import Fitted, Method, ZeroShot, load_fitted
 from .results import Result, compare, run_facts
 
 # %% ../nbs/running/70_cli.ipynb #6d0e2b5c
@@ -587,18 +587,16 @@ def save_figures(
 # %% ../nbs/running/70_cli.ipynb #bd962cf3
 def new_method(
     settings:RunSettings, # What is run
-    clip:FrozenCLIP|None, # The frozen model
     seed:int, # Seed of the method
-    **kwargs, # Further arguments, passed where the method takes them
-)->Method: # Not fitted yet
+)->Method: # Its settings
     "The method that `settings` names, with these settings; `BadData` for one that would not take effect"
     settings.check_options()
     make = METHODS[settings.method]
     takes = method_options(make)
-    known = kwargs | (dict(config=settings.config(seed)) if 'config' in takes else dict(seed=seed))
+    known = dict(config=settings.config(seed)) if 'config' in takes else dict(seed=seed)
     if settings.n_ctx is not None: known['n_ctx'] = settings.n_ctx
     if settings.chunk: known |= dict(chunk=settings.chunk, recompute=True)
-    return make(clip, **{k: v for k,v in known.items() if k in takes})
+    return make(**{k: v for k,v in known.items() if k in takes})
 
 # %% ../nbs/running/70_cli.ipynb #b4316e4a
 def uses_val(
@@ -609,13 +607,14 @@ def uses_val(
 
 @patch
 def check_views(self:RunSettings,
+    clip:FrozenCLIP, # The frozen model
     method:Method, # What is to learn from them
     tasks:Sequence, # The tasks
 )->None:
     "Refuses views where `method` could not use them, or would have them in training and in validation"
     if not self.views: return
     who = f'--views {self.views} with {method.title}'
-    if method.needs_images:
+    if method.wants_images(clip):
         raise BadData(
             f'{who}: it learns inside the image tower and takes no stored features; expected no --views')
     lost = [t.name for t in tasks if t.val is None]
@@ -636,7 +635,7 @@ def encode(self:RunSettings,
     """Features of the tasks; refuses views where a method could not use them, or would have them in training
     and in validation"""
     if not self.views or method is None: return encode_tasks(clip, tasks, store, progress=progress)
-    self.check_views(method, tasks)
+    self.check_views(clip, method, tasks)
     return encode_views(clip, tasks, self.views, seed, store, progress=progress)
 
 # %% ../nbs/running/70_cli.ipynb #704888d8
@@ -663,37 +662,34 @@ def fit_method(
     checkpoint:Path|None = None, # Folder for checkpoints
     progress:bool = True, # Show progress bars?
     store:FeatureStore|None = None, # Where image features are kept
-)->tuple: # The trained method, and a `Result` of each method that comes out of it, zero-shot first
+)->tuple: # What was learned, and a `Result` of each method that comes out of it, zero-shot first
     "Trains the method; HiPro's run gives CoOp, CoOp-MTL and Shr+Ind too"
     settings.check_options()
-    method = None if settings.method == 'zero_shot' else new_method(settings, clip, seed, store=store)
+    method = None if settings.method == 'zero_shot' else new_method(settings, seed)
     features = settings.encode(clip, tasks, seed, method, store, progress)
-    zero = ZeroShot(clip, seed=seed).fit(features)
+    zero = ZeroShot(seed=seed).fit(clip, features)
     if method is None: return zero, [zero.evaluate(features)]
-    given = tasks if method.needs_images else features
-    method.fit(given, checkpoint=checkpoint, progress=progress)
-    views = (
-        [method.select(k) for k in ('leaf', 'root', 'flat')]
-        if settings.method == 'hipro' and len(tasks) > 1
-        else [])
-    return method, [zero.evaluate(features), *[m.evaluate(given) for m in [*views, method]]]
+    given = tasks if method.wants_images(clip) else features
+    fitted = method.fit(clip, given, store, checkpoint, progress)
+    nodes = views_of(settings.method).values() if len(tasks) > 1 else ()
+    every = [*[fitted.select(k) for k in nodes], fitted]
+    return fitted, [zero.evaluate(features), *[f.evaluate(given) for f in every]]
 
 # %% ../nbs/running/70_cli.ipynb #5f7ae3fb
 def save_seed(
     folder:Path, # Folder of the seed
-    method:Method, # What was trained
+    fitted:Fitted, # What training gave
     results:list, # Its `Result`s
     record:dict, # What it was made with, as `seed_record` says it
 )->None:
-    "Writes a seed's files, `results.json` last; linear classifiers where these are all that the method needs"
-    method.save(folder/'model.safetensors', record)
-    scales = dict(zip(method.tasks, method.scales))
-    meta = dict(classnames=dict(zip(method.tasks, method.classnames)), logit_scale=scales,
-                clip=method.made_with, record=record)
-    linear = not method.needs_images and type(method)._logits is Method._logits
-    if linear: save_tensors(folder/'classifiers.safetensors', dict(zip(method.tasks, method.heads)), meta)
-    drawn = [getattr(method, k, None) for k in ('affinity', 'tree')]
-    if all(v is not None for v in drawn): save_figures(folder, *drawn, method.tasks)
+    "Writes a seed's files, `results.json` last; linear classifiers where these are all that it predicts with"
+    fitted.save(folder/'model.safetensors', record)
+    def by_task(values): return dict(zip(fitted.names, values))
+    meta = dict(classnames=by_task(fitted.classnames), logit_scale=by_task(fitted.scales),
+                clip=fitted.made_with, record=record)
+    if fitted.is_linear: save_tensors(folder/'classifiers.safetensors', by_task(fitted.heads), meta)
+    drawn = [getattr(fitted, k, None) for k in ('affinity', 'tree')]
+    if all(v is not None for v in drawn): save_figures(folder, *drawn, fitted.names)
     write_results(folder/'results.json', [replace(r, facts=r.facts | dict(record=record)) for r in results])
     shutil.rmtree(folder/'checkpoint', ignore_errors=True)
 
@@ -845,16 +841,14 @@ def collect(
     results = [replace(r, facts={k: v for k,v in r.facts.items() if k != 'record'}) for r in whole]
     write_results(folder/'results.json', results)
     write_atomic(folder/'results.md', summary(results, record))
-    trained = [Method.load(folder/f'seed{s}'/'model.safetensors') for s in seeds]
-    odd = [s for s,m in zip(seeds, trained) if m.tasks != results[0].tasks]
+    trained = [load_fitted(folder/f'seed{s}'/'model.safetensors') for s in seeds]
+    odd = [s for s,f in zip(seeds, trained) if f.names != results[0].tasks]
     if odd: raise BadData(f'{folder}: the model of seed {odd[0]} was made for other tasks than its results')
-    grids = [
-        m.affinity
-        for m in trained
-        if getattr(m, 'tree', None) is not None and getattr(m, 'affinity', None) is not None]
+    drawn = [f for f in trained if getattr(f, 'tree', None) is not None]
+    grids = [f.affinity for f in drawn if getattr(f, 'affinity', None) is not None]
     if grids:
         mean = torch.stack(grids).mean(0)
-        save_figures(folder, mean, balanced_tree(mean), trained[0].tasks)
+        save_figures(folder, mean, balanced_tree(mean), trained[0].names)
     return results
 
 # %% ../nbs/running/70_cli.ipynb #777d7a0d
@@ -1012,8 +1006,8 @@ def load_run(
     pretrained:str|None = None, # Weights instead of the recorded ones
     device:str = 'cpu', # Where to compute
     download:bool = False, # May a model that only the record names be fetched?
-)->Method: # Ready for `predict`
-    """A trained method with the model that its run recorded; `BadData` for another model or a seed that is
+)->Fitted: # Ready for `predict`
+    """What training gave, with the model that its run recorded; `BadData` for another model or a seed that is
     not there"""
     settings, folder = read_run(run)['settings'], Path(run)
     there = finished_seeds(folder)
@@ -1025,19 +1019,19 @@ def load_run(
     if not download: _check_here(run, **known)
     clip = open_model(model or known['model'], pretrained or known.get('pretrained'), device)
     part = folder/f'seed{there[0] if seed is None else seed}'
-    method = Method.load(part/'model.safetensors', clip)
-    said, wanted = method.record, read_run(run) # as it is now: a command may be at work here
+    fitted = load_fitted(part/'model.safetensors', clip)
+    said, wanted = fitted.record, read_run(run) # as it is now: a command may be at work here
     own = said and _at_its_place(said, wanted)
     diff = own and first_difference(*({k: o.get(k) for k in ('settings', 'clip')} for o in (own, wanted)))
     if diff:
         raise BadData(
             f'{part} was made with something else than {folder} says of itself: {diff}; expected one run,'
             ' made with one command')
-    return method
+    return fitted
 
 # %% ../nbs/running/70_cli.ipynb #7c0d2b1f
 def name_images(
-    method:Method, # A trained method
+    fitted:Fitted, # What training gave
     images:Sequence, # Files of images
     task:str|None = None, # One task; all of them by default
     top:int = 3, # Names per image and task
@@ -1048,13 +1042,13 @@ def name_images(
     for path in (Path(o) for o in images if isinstance(o, (str, Path))):
         if not path.exists(): raise BadData(f'{path}: no such file; expected an image')
         if path.is_dir(): raise BadData(f'{path}: a folder; expected an image')
-    if method.needs_images and (bad := bad_images(images, False)): refuse_bad(names, bad)
-    given, tops = images if method.needs_images else method._features(images), {}
-    for j in [method.index(t) for t in ([task] if task is not None else method.tasks)]:
-        likeliest = method.predict(j, given).probs.topk(min(top, len(method.classnames[j])))
+    if fitted.needs_images and (bad := bad_images(images, False)): refuse_bad(names, bad)
+    given, tops = images if fitted.needs_images else fitted.features(images), {}
+    for j in [fitted.index(t) for t in ([task] if task is not None else fitted.names)]:
+        likeliest = fitted.predict(j, given).probs.topk(min(top, len(fitted.classnames[j])))
         tops[j] = [*zip(likeliest.values.tolist(), likeliest.indices.tolist())]
-    def _named(j, p, classes): return [(method.classnames[j][k], v) for v,k in zip(p, classes)]
-    return [dict(image=n, task=method.tasks[j], names=_named(j, *rows[i]))
+    def _named(j, p, classes): return [(fitted.classnames[j][k], v) for v,k in zip(p, classes)]
+    return [dict(image=n, task=fitted.names[j], names=_named(j, *rows[i]))
             for i,n in enumerate(names) for j,rows in tops.items()]
 
 # %% ../nbs/running/70_cli.ipynb #5e37a48a
@@ -1316,9 +1310,9 @@ def bench_accuracy(
         for k,found in accuracy.items():
             settings = RunSettings('mini-families', method='coop_mtl', dtype=k,
                                    **(MINI_TRAIN | ({} if epochs is None else dict(epochs=epochs))))
-            method = new_method(settings, clip, seed).fit(features, progress=False)
-            found.append(float(method.evaluate(features).averages[0]))
-            named.append(torch.cat([method.predict(t.name, t.test.x).probs.argmax(1) for t in features]))
+            fitted = new_method(settings, seed).fit(clip, features, progress=False)
+            found.append(float(fitted.evaluate(features).averages[0]))
+            named.append(torch.cat([fitted.predict(t.name, t.test.x).probs.argmax(1) for t in features]))
         same.append(float((named[0] == named[1]).double().mean()))
     return dict(seeds=list(seeds), accuracy=accuracy, same=same)
 

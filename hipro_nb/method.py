@@ -68,6 +68,7 @@ class Method:
     order:ClassVar[int] = 1000 # Place in tables
     color:ClassVar[str] = '0.5' # In figures, as Matplotlib takes it
     cost:ClassVar[int] = 0 # Rank of its running time among the methods; the dearest is begun first
+    comes_with:ClassVar[str] = '' # Key of a method whose fit on several tasks holds this one's, by `select`
     needs_images:ClassVar[bool] = False # Does it work on images, not on the frozen tower's features?
     requires:ClassVar[tuple] = () # Packages that it needs besides those of the library
     tunable:ClassVar[dict] = {} # What a search may vary: path of a field, such as `config.lr` -> values
@@ -277,6 +278,12 @@ def for_model(self:Method,
 )->Method: # The settings as this model takes them
     "Fills in what depends on the model; `ValueError` for what it has not"
     return self
+
+@patch
+def check(self:Method,
+    tasks:Sequence, # The tasks
+):
+    "Refuses (`BadData`) tasks that this method cannot learn, before anything is trained"
 
 @patch
 def made(self:Method,

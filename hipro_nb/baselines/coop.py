@@ -29,12 +29,14 @@ from ..hipro import Nodes, PromptJob, PromptMethod
 class CoOpMTL(PromptMethod):
     "One prompt that all tasks share"
     key, order, cost, color, nodes = 'coop_mtl', 50, 40, 'C1', 'root'
+    comes_with = 'hipro'
 
 # %% ../../nbs/methods/40_coop.ipynb #a4af843d
 @dataclass(frozen=True, kw_only=True)
 class CoOp(PromptMethod):
     "A prompt for each task"
     key, order, cost, color, nodes = 'coop', 10, 50, 'C0', 'leaf'
+    comes_with = 'hipro'
     # Train each task with batches of its own, as the public code; otherwise batches mix the tasks
     own_batches:bool = False
 
@@ -60,6 +62,7 @@ def train_nodes(self:CoOp,
 class ShrInd(PromptMethod):
     "A prompt for each task and one that all share, their class weights averaged"
     key, order, cost, color, nodes = 'shr_ind', 60, 60, 'C4', 'flat'
+    comes_with = 'hipro'
 
 # %% ../../nbs/methods/40_coop.ipynb #cf722a22
 @dataclass(frozen=True, kw_only=True)
