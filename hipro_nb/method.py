@@ -512,9 +512,12 @@ def task_templates(
 def as_sentences(
     value:str|Sequence|None, # Sentences with `{}`, or a single one
 )->tuple|None: # Of sentences
-    "What a user may give as hand-written prompts"
+    "What a user may give as hand-written prompts; `ValueError` for what is no text"
     if value is None: return None
-    return (value,) if isinstance(value, str) else tuple(value)
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(t, str) for t in texts):
+        raise ValueError(f"templates is {value!r:.60}; expected a sentence, or a list of sentences")
+    return tuple(texts)
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot(Method):
