@@ -835,7 +835,7 @@ def _fit(self:JSCPT, job:Job)->FittedJSCPT:
 @patch
 def _train(self:JSCPT, job:Job, parts:tuple, how:Schedule)->BilevelTrainer:
     "One training, to its end"
-    model, again = self.build(job.clip, job.classnames), how.weights is not None and self.schedule.weights is None
+    model, again = self.build(job.clip, job.classnames), how.weights != self.schedule.weights
     if self.config.device:
         job.clip.to(self.config.device), model.tower.to(self.config.device), model.to(self.config.device)
     banks = [ImageBank(p, model.vision, self.first) for p in parts]
@@ -911,6 +911,18 @@ def diagnosis(self:FittedJSCPT)->Diagnosis|None: # None where nothing was schedu
     if not len(self.trace): return None
     facts = dict(seed=self.method.seed, failures=self.notes['failures'], span=self.notes['span'])
     return Diagnosis(self.names, tuple(self.notes['targets']), self.history, self.trace, self.moves, facts)
+
+@patch
+def over_seeds(self:FittedJSCPT,
+    others:Sequence=(), # The same with other seeds
+)->str: # Empty where nothing was scheduled
+    "For a command to print: the diagnosis, with its certainty over the seeds where there are several"
+    runs = [d for d in (f.diagnosis() for f in (self, *others)) if d is not None]
+    if not runs: return ''
+    if len(runs) == 1: return str(runs[0])
+    limits = [f"seed {r.facts['seed']}: {'; '.join(r.limits())}" for r in runs if r.limits()]
+    about = f'JSCPT: influence of each task on the held-out loss, above 0 where more of it harms; {len(runs)} seeds'
+    return '\n'.join([text_table(verdict_grid(pooled(runs))), about, *limits])
 
 # %% ../nbs/scheduling/62_schedule.ipynb #dcc04f18
 @patch
