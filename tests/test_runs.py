@@ -149,8 +149,7 @@ def test_options_are_in_effect_or_refused(fits, method):
     for option, value in OTHER.items():
         settings = replace(fits.settings.for_method(method), **{option: value})
         with contextlib.suppress(BadData):
-            made = new_method(settings, fits.clip, 1)
-            settings.check_views(made, fits.tasks)
+            settings.check_views(fits.clip, new_method(settings, 1), fits.tasks)
             assert option in run_options(METHODS[method]), f"{option} is taken and has no effect"
             found, tensors = fits.learned(method, **{option: value})
             told = settings_of(found.method)
@@ -162,7 +161,7 @@ def test_options_are_in_effect_or_refused(fits, method):
             continue
         with pytest.raises(BadData, match=f"--{option.replace('_', '-')} {value} with "):
             settings.check_options()
-            settings.check_views(new_method(settings, fits.clip, 1), fits.tasks)
+            settings.check_views(fits.clip, new_method(settings, 1), fits.tasks)
 
 
 def contents(folder):

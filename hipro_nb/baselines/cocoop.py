@@ -178,6 +178,10 @@ def _fit(self:CoCoOp, job):
     return self.made(job, models=run.models, history=run.history, encoder=encoder)
 
 @patch
+def _check(self:FittedCoCoOp):
+    if self.clip is not None: self._encoder # made as the file is read: `predict` changes nothing
+
+@patch
 def _head(self:FittedCoCoOp, i): return None
 
 @patch
