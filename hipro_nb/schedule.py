@@ -803,11 +803,15 @@ class JSCPT(Method):
         off = ''.join(f', no {word}' for word, there in left.items() if not there)
         return name + off + (' (text side only)' if self.n_visual == 0 else '')
 
-    def wants_images(self, clip):
+    def wants_images(self,
+        clip:FrozenCLIP|None, # The frozen model
+    )->bool: # Images, or features?
         "Are there visual prompts?"
         return self.n_visual != 0 and clip is not None and has_blocks(clip)
 
-    def for_model(self, clip):
+    def for_model(self,
+        clip:FrozenCLIP, # The frozen model
+    )->Method: # The settings as this model takes them
         "As many visual prompts as this tower has a place for"
         if self.n_visual == 0: return self
         if has_blocks(clip): return replace(self, n_visual=self.n_visual or VisionTower(clip).share(16))
@@ -902,8 +906,9 @@ def _kept(self:JSCPT, job:Job, trained:tuple, said:dict, gains:dict)->FittedJSCP
                       " nothing of the tasks; expected more epochs, or a larger upper_lr")
     model = last.model.requires_grad_(False)
     omega = torch.stack([p.detach().cpu() for p in t.scheduler.parameters()])
-    return self.made(job, on_images=model.vision is not None, notes=notes, theta=model.state_dict(), omega=omega,
-                     history=seen.history, trace=seen.trace, moves=seen.moves, built=model)
+    kept = dict(history=seen.history, trace=seen.trace, moves=seen.moves, omega=omega)
+    return self.made(job, on_images=model.vision is not None, notes=notes, theta=model.state_dict(),
+                     built=model, **kept)
 
 @patch
 def diagnosis(self:FittedJSCPT)->Diagnosis|None: # None where nothing was scheduled
@@ -921,7 +926,8 @@ def over_seeds(self:FittedJSCPT,
     if not runs: return ''
     if len(runs) == 1: return str(runs[0])
     limits = [f"seed {r.facts['seed']}: {'; '.join(r.limits())}" for r in runs if r.limits()]
-    about = f'JSCPT: influence of each task on the held-out loss, above 0 where more of it harms; {len(runs)} seeds'
+    about = ('JSCPT: influence of each task on the held-out loss, above 0 where more of it harms; '
+             f'{len(runs)} seeds')
     return '\n'.join([text_table(verdict_grid(pooled(runs))), about, *limits])
 
 # %% ../nbs/scheduling/62_schedule.ipynb #dcc04f18
