@@ -902,6 +902,8 @@ def collect(
     write_results(folder/'results.json', results)
     write_atomic(folder/'results.md', summary(results, record))
     trained = [load_fitted(folder/f'seed{s}'/'model.safetensors') for s in seeds]
+    said = trained[0].over_seeds(trained[1:]) if hasattr(trained[0], 'over_seeds') else ''
+    if said: write_atomic(folder/'diagnosis.txt', said + '\n')
     odd = [s for s,f in zip(seeds, trained) if f.names != results[0].tasks]
     if odd: raise BadData(f'{folder}: the model of seed {odd[0]} was made for other tasks than its results')
     drawn = [f for f in trained if getattr(f, 'tree', None) is not None]
@@ -1009,8 +1011,10 @@ def fit_seeds(
         run = _Run(settings, clip, folder, store or FeatureStore(None), progress, record)
         _fit_missing(run, seeds, tasks)
         results = collect(folder, sorted({*seeds, *finished_seeds(folder)}))
-    written = [n for n in ('results.json', 'results.md', 'affinity.png', 'tree.svg') if (folder/n).exists()]
-    print(f"\n{compare(results)}\n\n{folder}: {', '.join(written)}, seed*/", flush=True)
+    files = ('results.json', 'results.md', 'diagnosis.txt', 'affinity.png', 'tree.svg')
+    written, said = [n for n in files if (folder/n).exists()], ''
+    if 'diagnosis.txt' in written: said = (folder/'diagnosis.txt').read_text(encoding='utf8') + '\n'
+    print(f"\n{compare(results)}\n\n{said}{folder}: {', '.join(written)}, seed*/", flush=True)
     return results
 
 # %% ../nbs/running/70_cli.ipynb #d3586bcd
