@@ -260,9 +260,10 @@ def usual_recipe(
     data:str, # Folder of tasks or name of a data set
     root:str|None, # Folder of the data set that it names
     given:dict, # `lr`, `epochs`, `batch_size` and `views`, None where nothing was said
+    method:str = 'hipro', # Key of `METHODS`
 )->str: # 'fast' or 'paper'
     "The recipe of a command that names none"
-    named = root is not None or data in EMBEDDED
+    named = root is not None or data in EMBEDDED or method not in METHODS or not METHODS[method].fast
     return 'paper' if named or any(v is not None for v in given.values()) else 'fast'
 
 # %% ../nbs/running/70_cli.ipynb #389d4c4c
@@ -317,13 +318,15 @@ def _check_recipe(self:RunSettings)->None:
     if self.recipe == 'fast' and not make.fast:
         raise BadData(f"--recipe fast with --method {self.method}: it has the paper's protocol alone")
     if self.recipe == 'fast' and self.views:
-        raise BadData(f"--views {self.views} with --recipe fast: every step has all images as they are; expected"
-                      " --recipe paper")
+        raise BadData(
+            f"--views {self.views} with --recipe fast: every step has all images as they are; expected"
+            " --recipe paper")
     if self.tune and not make.tunable:
         raise BadData(f"--tune with --method {self.method}: it has no settings that a search would vary")
     if self.tune and self.views:
-        raise BadData(f"--tune with --views {self.views}: views of one image would be learned from and held back;"
-                      " expected one of them")
+        raise BadData(
+            f"--tune with --views {self.views}: views of one image would be learned from and held back;"
+            " expected one of them")
 
 # %% ../nbs/running/70_cli.ipynb #6b44568c
 @patch
@@ -728,7 +731,8 @@ def fit_method(
     zero = ZeroShot(seed=seed).fit(clip, features)
     if method is None: return zero, [zero.evaluate(features)]
     given = tasks if method.wants_images(clip) else features
-    method = tuned_method(method, settings, clip, given, None if checkpoint is None else Path(checkpoint).parent)
+    method = tuned_method(
+        method, settings, clip, given, None if checkpoint is None else Path(checkpoint).parent)
     fitted = method.fit(clip, given, store, checkpoint, progress)
     if note := training_note(getattr(fitted, 'history', None)): warnings.warn(f'{fitted.title}: {note}')
     nodes = views_of(settings.method).values() if len(tasks) > 1 else ()
@@ -1023,8 +1027,7 @@ def run_fit(
     model:str|None = None, # open_clip name or model folder; the embedded model if not given
     pretrained:str|None = None, # open_clip tag (may be fetched) or a weights file
     method:str = 'hipro', # A name from the registry: hipro, coop, zero_shot, ...
-    # fast (150 steps on all images, for one's own folder) or paper (the protocol); by default as DATA suggests
-    recipe:str|None = None,
+    recipe:str|None = None, # fast (150 steps, for one's own folder) or paper; by default as DATA suggests
     tune:bool = False, # Choose rate and more on training images held back, for each seed anew?
     shots:int|None = None, # Training images per class
     fraction:float|None = None, # Share of the images for training, such as 0.1
@@ -1038,8 +1041,7 @@ def run_fit(
     out:str = 'runs', # Folder of runs
     resume:bool = False, # Go on with a run that is there, keeping its finished seeds?
     root:str|None = None, # Folder that holds the data set that DATA names
-    # Take a data set whose numbers of images are not the published ones, such as a part of it?
-    any_counts:bool = False,
+    any_counts:bool = False, # Take a data set whose numbers of images are not the published ones?
     # Fetch what is missing below ROOT, where the data set has an official address with a checksum?
     download:bool = False,
     views:int|None = None, # Random views (crop, mirror) of each training image; it must divide the epochs
@@ -1055,9 +1057,8 @@ def run_fit(
                    root=root, any_counts=any_counts)
     given = dict(lr=lr, epochs=epochs, batch_size=batch_size, views=views)
     of_training = given | dict(n_ctx=n_ctx, dtype=dtype, chunk=chunk, tune=tune)
-    if recipe is None and method in METHODS:
-        recipe = usual_recipe(data, root, given) if METHODS[method].fast else 'paper'
-    settings = RunSettings(data, model, pretrained, method, **of_data, **of_training, recipe=recipe or 'paper')
+    recipe = usual_recipe(data, root, given, method) if recipe is None else recipe
+    settings = RunSettings(data, model, pretrained, method, **of_data, **of_training, recipe=recipe)
     folder = Path(out)/(name or safe_name(f'{Path(settings.data).name}-{method}'))
     return fit_seeds(settings, parse_seeds(seeds), folder, resume, device,
                         FeatureStore(store or Path(out) / 'features'), download=download)

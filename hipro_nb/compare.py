@@ -39,8 +39,8 @@ from .results import Interval, Result, compare
 from .method import Fitted, Method, load_fitted
 from .tree import TaskTree
 from .baselines import RUN_OPTIONS, host_of, run_options, views_of
-from .cli import (EMBEDDED, METHODS, RunSettings, run_summary, look_for_tasks, check_apart, check_seed, hold,
-                          memory_hint)
+from .cli import (EMBEDDED, METHODS, RunSettings, run_summary, look_for_tasks, check_apart,
+                          check_seed, hold, memory_hint)
 from .cli import (new_method, open_model, option_word, parse_seeds, peak_mib, pick_device,
                           run_command, run_record)
 from .cli import seed_record, tuned_method, usual_recipe, warn_of_val
@@ -975,8 +975,7 @@ def run_compare(
     shots:int|None = None, # Training images per class
     fraction:float|None = None, # Share of the images for training, such as 0.1
     train_list:str|None = None, # JSON of training images, task -> relative paths; the rest is test
-    # fast (150 steps on all images, for one's own folder) or paper (the protocol); by default as DATA suggests
-    recipe:str|None = None,
+    recipe:str|None = None, # fast (150 steps, for one's own folder) or paper; by default as DATA suggests
     tune:bool = False, # Choose each method's rate and more on training images held back, for each seed anew?
     lr:float|None = None, # Learning rate; 0.001 if not given, the embedded benchmark's own on its data
     epochs:int|None = None, # Epochs; 100 if not given, or the embedded benchmark's
@@ -985,8 +984,7 @@ def run_compare(
     out:str = 'runs', # Folder of runs; what is finished there is used
     root:str|None = None, # Folder that holds the data set that DATA names
     any_counts:bool = False, # Take a data set whose numbers of images are not the published ones?
-    # Fetch what is missing below ROOT, where the data set has an official address with a checksum?
-    download:bool = False,
+    download:bool = False, # Fetch what is missing below ROOT, from an official address with a checksum?
     views:int|None = None, # Random views (crop, mirror) of each training image; it must divide the epochs
     reported:bool = False, # Add the paper's averages where data, protocol and backbone are its own?
     report:str|None = None, # File that gets the table's JSON too, for a report notebook
@@ -997,8 +995,7 @@ def run_compare(
     store:str|None = None, # Folder that keeps image features between runs; OUT/features if not given
     jobs:int|None = None, # Fits at a time, a process each; 0: this one; if not given as many as the CPU bears
 )->MethodTable: # Shows itself in a notebook
-    """Trains what is missing of methods and seeds, prints the table and writes it as Markdown, LaTeX, CSV and
-    JSON"""
+    "Trains what is missing of methods and seeds; prints the table, and writes it as Markdown, LaTeX, CSV, JSON"
     of_data = dict(shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images,
                    root=root, any_counts=any_counts)
     given = dict(lr=lr, epochs=epochs, batch_size=batch_size, views=views)

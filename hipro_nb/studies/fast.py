@@ -38,6 +38,7 @@ def counted_sequences():
     try: yield count
     finally: PromptTower.encode_pairs = encode
 
+# %% ../../nbs/studies/96_fast.ipynb #3283b13e
 def recipe_seed(
     clip:FrozenCLIP, # The model
     tasks:Sequence, # Encoded tasks of the seed
