@@ -995,7 +995,7 @@ def run_compare(
     store:str|None = None, # Folder that keeps image features between runs; OUT/features if not given
     jobs:int|None = None, # Fits at a time, a process each; 0: this one; if not given as many as the CPU bears
 )->MethodTable: # Shows itself in a notebook
-    "Trains what is missing of methods and seeds; prints the table, and writes it as Markdown, LaTeX, CSV, JSON"
+    "Trains what is missing of methods and seeds; prints the table, writes it as Markdown, LaTeX, CSV, JSON"
     of_data = dict(shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images,
                    root=root, any_counts=any_counts)
     given = dict(lr=lr, epochs=epochs, batch_size=batch_size, views=views)
