@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
 import torch
@@ -136,18 +136,26 @@ def _join_meter(meter, own, n, device):
     dist.all_reduce(count, dist.ReduceOp.MAX)
     meter.load_state_dict(dict(total=_spread(meter.total.to(device), own, n).cpu(), count=count.cpu()))
 
-def _join(part, own, groups, ctx, config, meter):
+@dataclass(frozen=True, eq=False)
+class _Whole:
+    "What all processes train together"
+    groups:Sequence # Task indices of each node
+    ctx:Tensor # Prompts to start from
+    config:TrainConfig # Settings
+    meter:AffinityMeter|None # Collects the affinity
+
+def _join(part, own, whole):
     "One `PromptRun` out of every process's nodes"
-    n, none = len(groups), ctx.new_zeros(0)
-    grown = lambda x, *shape: _spread(x if part else none.new_zeros(0, *shape), own, n)
-    trained, history = grown(part and part.ctx, *ctx.shape[1:]), grown(
-        part and part.history.to(ctx).T.contiguous(), config.epochs)
+    n, ctx, config = len(whole.groups), whole.ctx, whole.config
+    def grown(x, *shape): return _spread(x if part else ctx.new_zeros(0, *shape), own, n)
+    trained = grown(part and part.ctx, *ctx.shape[1:])
+    history = grown(part and part.history.to(ctx).T.contiguous(), config.epochs)
     scales = grown(part and part.log_scale) if config.learn_temperature else None
-    if meter is not None: _join_meter(meter, own, n, ctx.device)
-    facts = torch.tensor(
-        [part.steps, part.seconds] if part else [0.0, 0.0], dtype=torch.float64, device=ctx.device)
+    if whole.meter is not None: _join_meter(whole.meter, own, n, ctx.device)
+    facts = [part.steps, part.seconds] if part else [0., 0.]
+    facts = torch.tensor(facts, dtype=torch.float64, device=ctx.device)
     dist.all_reduce(facts, dist.ReduceOp.MAX)
-    return PromptRun(trained, groups, history.T, scales, int(facts[0]), float(facts[1]), meter)
+    return PromptRun(trained, whole.groups, history.T, scales, int(facts[0]), float(facts[1]), whole.meter)
 
 # %% ../nbs/engine/17_processes.ipynb #586c7cce
 def _rank_file(checkpoint):
@@ -156,20 +164,20 @@ def _rank_file(checkpoint):
     file, (rank, world) = Path(checkpoint), _world()
     return file.with_name(f"{file.stem}.{rank}of{world}{file.suffix}")
 
-def _train_shared(make, groups, ctx, config, meter, checkpoint, resume, progress):
+def _train_shared(train, whole):
     "Train every `world`-th group in this process, then give all results to all processes"
     rank, world = _world()
-    own, error, part = list(range(rank, len(groups), world)), None, None
-    try:part = _train_own(make(own), _rank_file(checkpoint), resume, progress and not rank) if own else None
+    own, error, part = list(range(rank, len(whole.groups), world)), None, None
+    try: part = train(own) if own else None
     except Exception as e: error = e
-    device = torch.device(config.device or ctx.device)
+    device = torch.device(whole.config.device or whole.ctx.device)
     failed = torch.tensor(float(error is not None), device=device)
     dist.all_reduce(failed)
     if error: raise error
     if failed:
         raise NonFiniteLoss(
             "another process stopped; its message says why. No checkpoint of this process was lost")
-    return _join(part, own, groups, ctx.to(device), config, meter)
+    return _join(part, own, replace(whole, ctx=whole.ctx.to(device)))
 
 # %% ../nbs/engine/17_processes.ipynb #08e4f44e
 def train_prompts(
@@ -190,15 +198,17 @@ def train_prompts(
     if ctx is None: ctx = tower.init_ctx(len(groups), config.seed)
     if len(ctx) != len(groups):
         raise BadData(f"{len(ctx)} prompts for {len(groups)} nodes; expected one each")
-    def make(own):
-        "A trainer of the groups numbered `own`"
+    rank, world = _world()
+    def train(own):
+        "Train the groups numbered `own` in this process"
         trainer = PromptTrainer(
             tower, tasks, [groups[m] for m in own], config, scale, ctx[own], meter, combine)
         trainer.numbers = own
-        return trainer
+        file = checkpoint if world == 1 else _rank_file(checkpoint)
+        return _train_own(trainer, file, resume, progress and not rank)
     with _placed(tower, config) as tower:
-        if _world()[1] == 1:run = _train_own(make(list(range(len(groups)))), checkpoint, resume, progress)
-        else: run = _train_shared(make, groups, ctx, config, meter, checkpoint, resume, progress)
+        if world == 1: run = train(list(range(len(groups))))
+        else: run = _train_shared(train, _Whole(groups, ctx, config, meter))
     run.ctx, run.history = run.ctx.cpu(), run.history.cpu()
     return run
 

@@ -209,6 +209,7 @@ class ClassRows:
     node:Int[Tensor,'P'] # Of each pair: position of its node in `active`
     cls:Int[Tensor,'P'] # Of each pair: its class id
     row:Int[Tensor,'M C'] # Row of each node and class among the pairs, -1 without
+    member:Bool[Tensor,'M N'] # Which node holds which task
 
 def class_rows(
     member:Bool[Tensor,'M N'], # Which node holds which task
@@ -220,7 +221,7 @@ def class_rows(
     active = need.any(1)
     node, cls = need[active].nonzero(as_tuple=True)
     row = torch.where(need, need.flatten().cumsum(0).view(need.shape) - 1, -1)
-    return ClassRows(active.nonzero().flatten(), node, cls, row)
+    return ClassRows(active.nonzero().flatten(), node, cls, row, member)
 
 # %% ../nbs/paper/06_train.ipynb #bb977d2c
 @contextmanager
@@ -350,30 +351,30 @@ def _check_groups(groups, n_tasks, shared):
             "a meter or a combine needs prompts that all tasks share; expected every group to hold all tasks")
 
 # %% ../nbs/paper/06_train.ipynb #2f80ef10
+@dataclass(eq=False, repr=False)
 class PromptTrainer(Trainer):
     "All nodes' prompts with their optimiser; one `step` trains every node that the batch concerns"
-    def __init__(self,
-        tower:Encoder, # Encoder over the tasks' class names
-        tasks:Sequence[Task], # Encoded tasks
-        groups:Sequence, # Task indices of each node
-        config:TrainConfig=TrainConfig(), # Settings
-        scale:float=100., # 1/τ of Eq. 1, the tower's `logit_scale`
-        ctx:Tensor|None=None, # Prompts to start from
-        meter:AffinityMeter|None=None, # Collects the affinity
-        # Makes a step's gradient out of the tasks' own, a `Combine`; their sum if None
-        combine:Callable|None=None,
-    ):
-        store_attr()
-        check_tasks(tasks)
-        for task in tasks:
+    tower:Encoder # Encoder over the tasks' class names
+    tasks:Sequence # Encoded tasks
+    groups:Sequence # Task indices of each node
+    config:TrainConfig=TrainConfig() # Settings
+    scale:float=100. # 1/τ of Eq. 1, the tower's `logit_scale`
+    ctx:Tensor|None=None # Prompts to start from; then those in training
+    meter:AffinityMeter|None=None # Collects the affinity
+    # Makes a step's gradient out of the tasks' own, a `Combine`; their sum if None
+    combine:Callable|None=None
+
+    def __post_init__(self):
+        check_tasks(self.tasks)
+        for task in self.tasks:
             if not task.is_encoded:
                 raise BadData(f"task {task.name!r} holds images; expected features, from encode_tasks")
-        _check_groups(groups, len(tasks), meter or combine)
-        self.groups, self.numbers = [tuple(g) for g in groups], range(len(groups))
+        _check_groups(self.groups, len(self.tasks), self.meter or self.combine)
+        self.groups, self.numbers = [tuple(g) for g in self.groups], range(len(self.groups))
         self.rows_seen = {}
         self._place_data()
         self._place_prompts()
-        super().__init__(config, self.plan, self.log_scale * 0, 'meter', 'combine')
+        super().__init__(self.config, self.plan, self.log_scale * 0, 'meter', 'combine')
 
     def __repr__(self):
         return (
@@ -462,10 +463,10 @@ def losses(self:PromptTrainer,
     rows:ClassRows, # Which pairs they are
     task:Int[Tensor,'B'], # Task of each image
     image:Int[Tensor,'B'], # Its index in the task
-    member:Bool[Tensor,'M N'], # Which node holds which task
     scale:Tensor|float, # 1/τ, of all nodes or of each
 )->Float[Tensor,'M N']: # Eq. 1 for each node and task; 0 without images or membership
     "Losses of all nodes and tasks: one product of images and weights, one softmax over (image, node) pairs"
+    member = rows.member
     b, m = member.T[task].nonzero(as_tuple=True)
     t, at = task[b], self.first[task] + image
     col = rows.row[m[:, None], self.padded[t]]
@@ -507,7 +508,7 @@ def node_losses(self:PromptTrainer,
     "Encode what the batch needs, once, and take all losses"
     present = torch.bincount(task, minlength=member.shape[1]) > 0
     rows = self._rows(present, member)
-    return self.losses(self._encode(ctx, rows), rows, task, image, member, scale)
+    return self.losses(self._encode(ctx, rows), rows, task, image, scale)
 
 # %% ../nbs/paper/06_train.ipynb #ae4c91e4
 @patch
@@ -632,8 +633,8 @@ class Combine:
     )->Float[Tensor,'M p']: # Gradient to step with
         "The sum over the tasks"
         return grads.sum(1)
-    def settings(self)->dict: # Plain values, for JSON
-        "What must be the same for a checkpoint to fit"
+    def settings(self)->dict: # Plain values
+        "What must be the same for a run to go on"
         return {}
     def state_dict(self)->dict: # Tensors
         "What the next step depends on"

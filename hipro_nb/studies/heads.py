@@ -6,7 +6,7 @@
 __all__ = ['HEADS', 'PARTS', 'KINDS', 'head_rows', 'convex_rows', 'tree_rows', 'test_accuracy', 'measure', 'opened', 'heads_seed',
            'above_seed', 'projected_seed', 'run_heads', 'head_results', 'prompt_results', 'holm', 'gaps']
 
-# %% ../../nbs/studies/95_heads.ipynb #5808943d
+# %% ../../nbs/studies/95_heads.ipynb #d23b1683
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +16,9 @@ from scipy import stats
 from torch.nn.utils.rnn import pad_sequence
 from ..prompt import zero_shot_weights
 from ..baselines.linear_probe import probe_task
-from ..hipro import HiPro, Result, task_templates
+from ..results import Result
+from ..method import task_templates
+from ..hipro import HiPro
 from ..heads.clap import CLAP_GRID, ZS_LP_GRID, fit_clap
 from ..heads.lp_plus import LP_GRID, fit_lp_plus
 from ..heads.probe import (RIDGE, LinearHeads, Stack, choose_ridge, choose_setting, fit_weights,
@@ -29,7 +31,7 @@ from .mini import N_TEST
 from ..files import Plain, read_json
 from .reports import PaperTable, Source, read_report, run_missing
 
-# %% ../../nbs/studies/95_heads.ipynb #e889ac08
+# %% ../../nbs/studies/95_heads.ipynb #8607038e
 HEADS = {'ZS-LP': (partial(fit_clap, strength=0.), ZS_LP_GRID),
          'CLAP': (fit_clap, CLAP_GRID),
          'LP++': (fit_lp_plus, LP_GRID), 'TaskRes': (fit_task_residual, RESIDUAL_GRID),
@@ -51,7 +53,7 @@ def _rows_of(name, fit, grid, stack, seed)->dict:
         return fit(stack, stack.there[None], **best), best
     return {name: plain, f'{name}, searched': searched}
 
-# %% ../../nbs/studies/95_heads.ipynb #1aa67c22
+# %% ../../nbs/studies/95_heads.ipynb #a22c83c8
 PARTS = dict(leaves=(0., 0., 1.), root=(1., 0., 0.), flat=(1., 0., 1.), tree=LEVELS)
 
 def _linear(stack, spread, ridge): return LinearHeads(fit_weights(stack, spread, ridge)[None])
@@ -85,7 +87,7 @@ def tree_rows(
         return _linear(stack, spread_tree(stack, groups, levels), ridge), dict(ridge=ridge, levels=levels)
     return {f'tree heads{where}': plain, f'tree heads{where}, searched': searched}
 
-# %% ../../nbs/studies/95_heads.ipynb #94e28018
+# %% ../../nbs/studies/95_heads.ipynb #e14ce5e1
 def test_accuracy(
     heads:object, # With `logits(stack, x)`, of one problem
     stack:Stack, # The tasks
@@ -111,7 +113,7 @@ def measure(
         if chosen: out['chosen'][name] = chosen
     return out
 
-# %% ../../nbs/studies/95_heads.ipynb #1f515083
+# %% ../../nbs/studies/95_heads.ipynb #be7b357f
 def opened(
     source:Source, # Tasks and model
     seed:int, # Of the training images
@@ -144,7 +146,7 @@ def heads_seed(
     return found | dict(seed=seed, shots=shots, tasks=[t.name for t in tasks],
                         tree=[list(g) for g in tree.groups[len(tasks):]])
 
-# %% ../../nbs/studies/95_heads.ipynb #16ae340d
+# %% ../../nbs/studies/95_heads.ipynb #48f1e52c
 def above_seed(
     source:Source, # Tasks and model
     seed:int, # Of the training images, the prompts and the folds
@@ -153,7 +155,7 @@ def above_seed(
     "HiPro, and tree heads that start from it"
     clip, tasks, _ = opened(source, seed, shots)
     began = time.process_time()
-    hipro = HiPro(clip, config=source.config(seed)).fit(tasks, progress=False)
+    hipro = HiPro(config=source.config(seed)).fit(clip, tasks, progress=False)
     spent = round(time.process_time() - began, 2)
     stack = stack_tasks(tasks, [hipro.weights(i) for i in range(len(tasks))], clip.logit_scale)
     rows = {'HiPro': lambda: (LinearHeads(stack.text[None]), {})}
@@ -163,7 +165,7 @@ def above_seed(
     found['cpu_s']['HiPro'] = spent
     return found | dict(seed=seed, shots=shots, tasks=[t.name for t in tasks])
 
-# %% ../../nbs/studies/95_heads.ipynb #7486aa5f
+# %% ../../nbs/studies/95_heads.ipynb #44c62d9c
 def projected_seed(
     source:Source, # Tasks and model
     seed:int, # Of the training images, and of the folds
@@ -197,7 +199,7 @@ def run_heads(
     parts = {f'{kind}, {shots} shots, seed {s}': partial(KINDS[kind], source, s, shots) for s in seeds}
     return run_missing(path, dict(source=source.shown(), n_test=N_TEST.get(source.data)), parts)
 
-# %% ../../nbs/studies/95_heads.ipynb #113962f3
+# %% ../../nbs/studies/95_heads.ipynb #4f70d70d
 def head_results(
     path:str|Path, # What `run_heads` wrote
     kind:str='heads', # Key of `KINDS`
@@ -218,7 +220,7 @@ def prompt_results(
     else: found = map(Result.from_dict, results)
     return {r.method: r for r in found}
 
-# %% ../../nbs/studies/95_heads.ipynb #d62570e1
+# %% ../../nbs/studies/95_heads.ipynb #fdcce4bc
 def holm(
     p:dict, # p-value by name
 )->dict: # The same, adjusted for having looked at all of them
