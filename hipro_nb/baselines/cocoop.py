@@ -9,8 +9,7 @@ __all__ = ['meta_start', 'meta_shift', 'image_ctx', 'pair_cosines', 'bounded_cos
 # %% ../../nbs/methods/41_cocoop.ipynb #1fdeff7b
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Literal
 import torch
 import torch.nn.functional as F
@@ -152,14 +151,7 @@ class FittedCoCoOp(Fitted):
     models:list|None = tensor_field(
         dict(ctx='T w', w1='h d', b1='h', w2='w h', b2='w') | {'log_scale?': ''}, name='model', many='N')
     history:Float[Tensor,'E N']|None = None # Mean loss of each task in each epoch; not kept in a file
-    encoder:ImagePrompts|None = None # Its tower, where there is one already
-
-    @cached_property
-    def _encoder(self)->ImagePrompts:
-        if self.encoder is not None: return self.encoder
-        if self.clip is not None: return image_prompts(self.clip, self.classnames, self.method)
-        raise BadData(
-            "CoCoOp encodes a prompt for every image and needs the model: load this method with `clip`")
+    encoder:ImagePrompts|None = None # None where it was loaded without the model
 
 CoCoOp.fitted = FittedCoCoOp
 
@@ -178,20 +170,20 @@ def _fit(self:CoCoOp, job):
     return self.made(job, models=run.models, history=run.history, encoder=encoder)
 
 @patch
-def _check(self:FittedCoCoOp):
-    if self.clip is not None: self._encoder # made as the file is read: `predict` changes nothing
-
-@patch
 def _head(self:FittedCoCoOp, i): return None
 
 @patch
-def _scale(self:FittedCoCoOp, i): return own_scale(self.models[i], self.clip.logit_scale)
+def _scale(self:FittedCoCoOp, i): return own_scale(self.models[i], self.encoder.scale)
 
 # %% ../../nbs/methods/41_cocoop.ipynb #8691f6b8
 @patch
 def _logits(self:FittedCoCoOp, i:int, x:Float[Tensor,'n d'])->Float[Tensor,'n K']:
     "Images in blocks, each against the class weights of its own prompt"
-    encoder, ids = self._encoder, self._encoder.table[i][:len(self.classnames[i])]
+    encoder = self.encoder
+    if encoder is None:
+        raise BadData(
+            "CoCoOp encodes a prompt for every image and needs the model: load this method with `clip`")
+    ids = encoder.table[i][:len(self.classnames[i])]
     model = {k: v.to(encoder.tower.ids.device) for k,v in self.models[i].items()}
     found = []
     with torch.no_grad():
@@ -203,3 +195,10 @@ def _logits(self:FittedCoCoOp, i:int, x:Float[Tensor,'n d'])->Float[Tensor,'n K'
 # %% ../../nbs/methods/41_cocoop.ipynb #6a79a498
 @patch
 def _check(self:FittedCoCoOp): check_alike(self.tensors())
+
+@patch
+def _restored(self:FittedCoCoOp, tensors):
+    "The tower is made with the file's reading, since prediction changes nothing"
+    whole = Fitted._restored(self, tensors)
+    if self.clip is None: return whole
+    return replace(whole, encoder=image_prompts(self.clip, self.classnames, self.method))
