@@ -78,6 +78,15 @@ def test_fit_leaves_everything(run):
     assert "**" in text and "95% interval" in text and "n = 2 runs" in text
 
 
+def test_jscpt_says_what_each_task_does(home, capfd):
+    argv = words(home, name="diagnosed", method="jscpt", epochs=6, seeds="1-2")
+    assert hipro_fit(argv) == 0
+    out = capfd.readouterr().out
+    written = (home / "runs" / "diagnosed" / "diagnosis.txt").read_text(encoding="utf-8")
+    assert written in out and "influence of each task on the held-out loss" in written
+    assert "2 seeds" in written and "interval" in written.splitlines()[0]
+
+
 def test_fused_classifiers_are_plain_tensors(run):
     heads, meta = load_tensors(run / "seed1" / "classifiers.safetensors")
     fitted = load_fitted(run / "seed1" / "model.safetensors")
