@@ -147,7 +147,8 @@ def test_docs_markdown(site, nb):
             links = re.findall(r"\[[^\[\]]*\[[^\[\]]*\]\([^)\s]*\)[^\[\]]*\]\([^)\s]*\)", unquoted(md))
             assert not [l for l in links if "![" not in l], f"{where}: a link in a link, {links}"
         for o in c.get("outputs", []):
-            assert "text/html" not in o.get("data", {}), f"{where}: HTML as a widget"
+            widgets = {"text/html", "application/vnd.jupyter.widget-view+json"} & set(o.get("data", {}))
+            assert not widgets, f"{where}: {widgets}"
 
 
 @every
