@@ -88,11 +88,16 @@ class Browser:
     def __init__(self, site, mathjax=None, axe=None):
         self.site, self.mathjax, self.axe, self.asked = Path(site), mathjax and Path(mathjax), axe, set()
 
+    def place(self, path):
+        "A file of the site; 404.html asks for all below the folder that the site has online"
+        file = self.site / path
+        return file if file.exists() else self.site / path.partition("/")[2]
+
     def answer(self, route):
         "A file of the site; of other servers what is allowed"
         url = urldefrag(route.request.url)[0].split("?")[0]
         own, math = url.removeprefix("http://site/"), MATHJAX.match(url)
-        if own != url: file = self.site / unquote(own)
+        if own != url: file = self.place(unquote(own))
         elif math and self.mathjax: file = self.mathjax / math[1]
         else:
             if not ALLOWED.match(url): self.asked.add(url)
