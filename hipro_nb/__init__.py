@@ -5,9 +5,9 @@ __version__ = "0.1.0"
 
 # %% auto #0
 __all__ = ['NAMES', 'BadData', 'Task', 'Features', 'FrozenCLIP', 'Split', 'FeatureStore', 'load_image_folder', 'load_tasks',
-           'list_datasets', 'mini_tasks', 'mini_clip', 'load_clip', 'PromptTower', 'TrainConfig', 'HiPro', 'ZeroShot',
-           'Result', 'METHODS', 'task_loss', 'group_loss', 'affinity_matrix', 'TaskTree', 'balanced_tree',
-           'fuse_weights', 'hypergradient']
+           'list_datasets', 'mini_tasks', 'mini_clip', 'load_clip', 'PromptTower', 'TrainConfig', 'HiPro', 'Method',
+           'Fitted', 'ZeroShot', 'load_fitted', 'Result', 'METHODS', 'task_loss', 'group_loss', 'affinity_matrix',
+           'TaskTree', 'balanced_tree', 'fuse_weights', 'hypergradient']
 
 # %% ../nbs/running/78_package.ipynb #bca2685a
 from importlib import import_module
@@ -22,7 +22,9 @@ _WHERE = {'tasks': ('BadData', 'Task', 'Features'),
           'mini': ('mini_tasks', 'mini_clip'),
           'clip': ('load_clip', 'PromptTower'),
           'train': ('TrainConfig',),
-          'hipro': ('HiPro', 'ZeroShot', 'Result'),
+          'results': ('Result',),
+          'method': ('Method', 'Fitted', 'ZeroShot', 'load_fitted'),
+          'hipro': ('HiPro',),
           'baselines': ('METHODS',),
           'loss': ('task_loss', 'group_loss'),
           'affinity': ('affinity_matrix',),
@@ -45,5 +47,6 @@ def __dir__():
 # %% ../nbs/running/78_package.ipynb #4e632f14
 _all_ = ['BadData', 'Task', 'Features', 'FrozenCLIP', 'Split', 'FeatureStore', 'load_image_folder',
          'load_tasks', 'list_datasets', 'mini_tasks', 'mini_clip', 'load_clip', 'PromptTower', 'TrainConfig',
-         'HiPro', 'ZeroShot', 'Result', 'METHODS', 'task_loss', 'group_loss', 'affinity_matrix', 'TaskTree',
-         'balanced_tree', 'fuse_weights', 'hypergradient', 'NAMES']
+         'HiPro', 'Method', 'Fitted', 'ZeroShot', 'load_fitted', 'Result', 'METHODS', 'task_loss',
+         'group_loss', 'affinity_matrix', 'TaskTree', 'balanced_tree', 'fuse_weights', 'hypergradient',
+         'NAMES']

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'IHVPError', 'SeriesDiverges', 'NegativeCurvature', 'NotFinite', 'hessian_product', 'neumann_ihvp',
-           'largest_curvature', 'cg_ihvp', 'hypergradient', 'twice_differentiable', 'gradient_calls']
+           'largest_curvature', 'cg_ihvp', 'hypergradient', 'curvature_range', 'twice_differentiable', 'gradient_calls']
 
 # %% ../nbs/scheduling/60_bilevel.ipynb #a67c6933
 from collections import Counter
@@ -66,17 +66,23 @@ def _unit(v):
 
 # %% ../nbs/scheduling/60_bilevel.ipynb #3f43849e
 def _check_terms(squares, alpha, growth, eps):
-    """Refuse a series of terms with these squared lengths if one is not finite or longer than `growth` times
-    the one before."""
+    """Refuse a series of terms with these squared lengths if one is not finite, or longer than `growth` times
+    the one before or the first."""
     lengths = torch.stack(squares).double().sqrt()
     if not lengths.isfinite().all():
         raise NotFinite(
             f'term {int((~lengths.isfinite()).nonzero()[0])} of the Neumann series is not finite: expected'
             f' finite losses and gradients, and alpha below 2 / largest curvature, not {alpha:.3g}')
-    grown = lengths[1:] > growth * (1 + eps**.5) * lengths[:-1]
+    bound = growth * (1 + eps**.5)
+    grown = (lengths[1:] > bound * lengths[:-1]) | (lengths[1:] > bound * lengths[0])
     if not grown.any(): return
     j = int(grown.nonzero()[0])
     r = (lengths[j+1] / lengths[j]).item()
+    if r <= bound:
+        times = (lengths[j+1] / lengths[0]).item()
+        raise SeriesDiverges(
+            f'the Neumann series diverges: term {j+1} is {times:.4g} times as long as the first, and'
+            f' growing; expected {growth:g} times at most. Fewer terms help, or damping')
     raise SeriesDiverges(
         f'the Neumann series diverges: term {j+1} is {r:.4g} times as long as term {j}, so a curvature is'
         f' above {(1+r)/alpha:.4g} or below {(1-r)/alpha:.4g}; expected all between 0 and 2/alpha ='
@@ -90,7 +96,7 @@ def neumann_ihvp(
     depth:int=3, # Terms after the first, H in Eq. 4
     alpha:float|None=None, # Step, below 2 / largest curvature; None takes 1 / `largest_curvature`
     damping:float=0., # δ: invert A + δI
-    growth:float=1., # Longest that a term may be, in lengths of the one before
+    growth:float=1., # Longest that a term may be, in lengths of the one before, and of the first
     counts:Counter|None=None, # Counts gradient calls
 )->list[Float[Tensor,'...']]: # About A⁻¹v, shaped as θ
     """The inverse Hessian times `v` by the truncated Neumann series. Raises `SeriesDiverges` if a term grows,
@@ -205,7 +211,7 @@ def hypergradient(
     alpha:float|None=None, # Step of the series; None takes 1 / `largest_curvature`
     method:str='neumann', # `neumann` (Eq. 4) or `cg`
     damping:float=0., # δ: invert A + δI
-    growth:float=1., # Longest that a term of the series may be, in lengths of the one before
+    growth:float=1., # Longest that a term of the series may be, in lengths of the one before, and the first
     counts:Counter|None=None, # Counts gradient calls
 )->tuple[Float[Tensor,'...'], ...]: # dL_val/dΩ, a tensor for each of `hyper`, in order
     """Gradient of `val_loss` with respect to `hyper` through the end of training, Eq. 3. Raises `IHVPError`,
@@ -224,6 +230,34 @@ def hypergradient(
             'the hypergradient is not finite; expected a training gradient that is smooth in the'
             ' hyper-parameters')
     return res
+
+# %% ../nbs/scheduling/60_bilevel.ipynb #0a8d09a6
+def curvature_range(
+    grads:Sequence[Float[Tensor,'...']], # Gradient of the training loss, taken with `create_graph=True`
+    params:Sequence[Float[Tensor,'...']], # θ
+    steps:int=10, # Hessian products to spend
+    counts:Counter|None=None, # Counts gradient calls
+)->tuple[float, float]: # About the lowest and the highest curvature, each with its residual
+    "Both ends of the Hessian's spectrum by the method of Lanczos. Raises `ValueError` without a step."
+    if steps < 1: raise ValueError(f'steps is {steps}; expected 1 or more')
+    gen = torch.Generator().manual_seed(0)
+    basis, rows = [_unit([torch.randn(q.shape, generator=gen).to(q) for q in params])], []
+    for _ in range(min(steps, sum(q.numel() for q in params))):
+        au = hessian_product(grads, params, basis[-1], counts=counts, what='power')
+        diagonal = _dot(basis[-1], au)
+        for u in basis + basis: # twice: the second time takes away what rounding left
+            share = _dot(u, au).to(au[0].dtype)
+            au = [h - share*q for h, q in zip(au, u)]
+        rows.append(torch.stack([diagonal, _dot(au, au).sqrt()]))
+        basis.append(_unit(au))
+    return _ritz_range(*torch.stack(rows).double().cpu().T)
+
+def _ritz_range(diagonal:Tensor, beside:Tensor)->tuple:
+    "Both ends of a tridiagonal matrix, moved outwards by what its last row leaves open"
+    if not (diagonal.isfinite() & beside.isfinite()).all(): return -float('inf'), float('inf')
+    values, vectors = torch.linalg.eigh(diagonal.diag() + beside[:-1].diag(1) + beside[:-1].diag(-1))
+    open_ = beside[-1] * vectors[-1].abs()
+    return (values - open_)[0].item(), (values + open_)[-1].item()
 
 # %% ../nbs/scheduling/60_bilevel.ipynb #1c3c4154
 def twice_differentiable()->AbstractContextManager: # To be used with `with`, around both losses

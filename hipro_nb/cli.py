@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'LOCK', 'HOLDER', 'DEMO', 'OFFICE_HOME', 'SIZES', 'PARTS', 'command_parser', 'memory_hint', 'run_command',
-           'pick_device', 'open_model', 'open_tasks', 'parse_seeds', 'usual_training', 'RunSettings', 'option_word',
-           'check_apart', 'holder', 'check_idle', 'hold', 'check_free', 'check_record', 'read_run', 'write_results',
-           'read_results', 'save_figures', 'new_method', 'uses_val', 'warn_of_val', 'fit_method', 'save_seed',
-           'files_digest', 'run_record', 'tasks_digest', 'seed_record', 'summary', 'finished_seeds', 'read_seed',
-           'check_seed', 'check_seeds', 'collect', 'run_summary', 'look_for_tasks', 'fit_seeds', 'run_fit', 'hipro_fit',
-           'load_run', 'name_images', 'run_predict', 'hipro_predict', 'run_demo', 'hipro_demo', 'bench_clip',
-           'bench_names', 'time_tower', 'bench_affinity', 'peak_mib', 'tower_step', 'memory_jobs', 'bench_memory',
-           'bench_accuracy', 'read_bench', 'run_bench', 'hipro_bench']
+           'pick_device', 'open_model', 'open_tasks', 'parse_seeds', 'usual_training', 'usual_recipe', 'RunSettings',
+           'option_word', 'check_apart', 'holder', 'check_idle', 'hold', 'check_free', 'check_record', 'read_run',
+           'write_results', 'read_results', 'save_figures', 'new_method', 'uses_val', 'warn_of_val', 'tuned_method',
+           'fit_method', 'save_seed', 'files_digest', 'run_record', 'tasks_digest', 'seed_record', 'summary',
+           'finished_seeds', 'read_seed', 'check_seed', 'check_seeds', 'collect', 'run_summary', 'look_for_tasks',
+           'fit_seeds', 'run_fit', 'hipro_fit', 'load_run', 'name_images', 'run_predict', 'hipro_predict', 'run_demo',
+           'hipro_demo', 'bench_clip', 'bench_names', 'time_tower', 'bench_affinity', 'peak_mib', 'tower_step',
+           'memory_jobs', 'bench_memory', 'bench_accuracy', 'read_bench', 'run_bench', 'hipro_bench']
 
 # %% ../nbs/running/70_cli.ipynb #a62f4a6a
 import argparse, hashlib, inspect, json, math, os, platform, shutil, statistics, subprocess, sys, time
@@ -50,14 +50,16 @@ from .mini import MINI_TRAIN, mini_clip, mini_tasks
 from .tower import PromptTower, bench_tower, is_faster
 from .zoo import load_clip
 from .tree import TaskTree, balanced_tree, plot_affinity
-from .train import NonFiniteLoss, TrainConfig, check_fields, class_index
+from .train import NonFiniteLoss, TrainConfig, below, check_fields, class_index
 from .loop import first_difference
 from .processes import affinity_overhead
 from .views import encode_views, known_hash, warn_of_leaks
 from .datasets import list_datasets, load_tasks
 from .datasets.sources import check_class_names, check_table, name_classes, read_classnames
-from .baselines import METHODS, RUN_OPTIONS, method_options, option_default, run_options
-from .hipro import Method, Result, ZeroShot, compare, run_facts
+from .baselines import METHODS, RUN_OPTIONS, method_options, option_default, run_options, views_of
+from .method import RECIPES, Fitted, Method, ZeroShot, load_fitted
+from .tuning import Search, training_note, tune
+from .results import Result, compare, run_facts
 
 # %% ../nbs/running/70_cli.ipynb #6d0e2b5c
 def _argument(name:str, info)->tuple: # The flags and keywords of `add_argument`
@@ -253,6 +255,17 @@ def usual_training(
     usual = MINI_TRAIN if data in EMBEDDED else dict(lr=1e-3, epochs=100, batch_size=20)
     return usual | {k: v for k,v in given.items() if v is not None}
 
+# %% ../nbs/running/70_cli.ipynb #66757076
+def usual_recipe(
+    data:str, # Folder of tasks or name of a data set
+    root:str|None, # Folder of the data set that it names
+    given:dict, # `lr`, `epochs`, `batch_size` and `views`, None where nothing was said
+    method:str = 'hipro', # Key of `METHODS`
+)->str: # 'fast' or 'paper'
+    "The recipe of a command that names none"
+    named = root is not None or data in EMBEDDED or method not in METHODS or not METHODS[method].fast
+    return 'paper' if named or any(v is not None for v in given.values()) else 'fast'
+
 # %% ../nbs/running/70_cli.ipynb #389d4c4c
 @dataclass(frozen=True)
 class RunSettings:
@@ -275,6 +288,8 @@ class RunSettings:
     views:int|None = None # Random views of each training image; None is the plain image, as 1 is
     # Pairs of prompt and class at a time; not in the record, since it changes numbers by rounding alone
     chunk:int|None = None
+    recipe:str = 'paper' # The paper's protocol, or 'fast'
+    tune:bool = False # Are its settings chosen on training images held back?
 
     def __post_init__(self):
         try:check_fields(self)
@@ -286,7 +301,32 @@ class RunSettings:
         if self.views == 1: object.__setattr__(self, 'views', None)
         if self.method not in METHODS:
             raise BadData(f"method {self.method!r}: expected one of {', '.join(METHODS)}")
+        self._check_recipe()
         self._check()
+
+# %% ../nbs/running/70_cli.ipynb #9760eafe
+@patch
+def fast(self:RunSettings)->dict: # Path of a field of the method -> value; none by the paper's protocol
+    "What the recipe sets"
+    return METHODS[self.method].fast if self.recipe == 'fast' else {}
+
+@patch
+def _check_recipe(self:RunSettings)->None:
+    "`BadData` for a recipe or a search that this method has not"
+    make = METHODS[self.method]
+    if self.recipe not in RECIPES: raise BadData(f"recipe {self.recipe!r}: expected {' or '.join(RECIPES)}")
+    if self.recipe == 'fast' and not make.fast:
+        raise BadData(f"--recipe fast with --method {self.method}: it has the paper's protocol alone")
+    if self.recipe == 'fast' and self.views:
+        raise BadData(
+            f"--views {self.views} with --recipe fast: every step has all images as they are; expected"
+            " --recipe paper")
+    if self.tune and not make.tunable:
+        raise BadData(f"--tune with --method {self.method}: it has no settings that a search would vary")
+    if self.tune and self.views:
+        raise BadData(
+            f"--tune with --views {self.views}: views of one image would be learned from and held back;"
+            " expected one of them")
 
 # %% ../nbs/running/70_cli.ipynb #6b44568c
 @patch
@@ -309,7 +349,9 @@ def _check(self:RunSettings)->None:
 @patch
 def training(self:RunSettings)->dict: # `lr`, `epochs`, `batch_size`
     "Training settings, given or usual"
-    return usual_training(self.data, lr=self.lr, epochs=self.epochs, batch_size=self.batch_size)
+    given = dict(lr=self.lr, epochs=self.epochs, batch_size=self.batch_size)
+    if not self.fast(): return usual_training(self.data, **given)
+    return {k: self.fast()[f'config.{k}'] if v is None else v for k,v in given.items()}
 
 # %% ../nbs/running/70_cli.ipynb #fa59308f
 @patch
@@ -317,7 +359,7 @@ def config(self:RunSettings,
     seed:int, # Seed of prompts and batches
 )->TrainConfig: # Settings of one seed
     "What training is given; one of its epochs passes over all views, so over each image that many times"
-    own = self.training()
+    own = below(self.fast(), 'config') | self.training()
     return TrainConfig(**own | dict(epochs=own['epochs'] // (self.views or 1)), dtype=self.dtype, seed=seed)
 
 @patch
@@ -347,7 +389,9 @@ def record(self:RunSettings,
     precision:str|None = None, # What the text tower computes in where nothing else is asked for
 )->dict: # Plain values
     "What a run remembers of its settings: what is used"
-    own = {k: v for k,v in (asdict(self) | self.used()).items() if k != 'chunk'}
+    usual = dict(recipe='paper', tune=False) # not told, as in files of versions that had nothing else
+    told = {k: v for k,v in (asdict(self) | self.used()).items() if k != 'chunk'}
+    own = {k: v for k,v in told.items() if k not in usual or v != usual[k]}
     if 'dtype' in run_options(METHODS[self.method]): own['dtype'] = own['dtype'] or precision
     return own
 
@@ -355,9 +399,10 @@ def record(self:RunSettings,
 def for_method(self:RunSettings,
     name:str, # Key of `METHODS`
 )->RunSettings: # Without the options that this method has no use for
-    "The same settings for another method"
-    takes = run_options(METHODS[name])
-    return replace(self, method=name, **{k: None for k in RUN_OPTIONS if k not in takes})
+    "The same settings for another method; by the protocol where it has no fast recipe"
+    make, takes = METHODS[name], run_options(METHODS[name])
+    known = dict(recipe=self.recipe if make.fast else 'paper', tune=self.tune and bool(make.tunable))
+    return replace(self, method=name, **known, **{k: None for k in RUN_OPTIONS if k not in takes})
 
 # %% ../nbs/running/70_cli.ipynb #a64f1025
 def option_word(
@@ -588,18 +633,17 @@ def save_figures(
 # %% ../nbs/running/70_cli.ipynb #bd962cf3
 def new_method(
     settings:RunSettings, # What is run
-    clip:FrozenCLIP|None, # The frozen model
     seed:int, # Seed of the method
-    **kwargs, # Further arguments, passed where the method takes them
-)->Method: # Not fitted yet
+)->Method: # Its settings
     "The method that `settings` names, with these settings; `BadData` for one that would not take effect"
     settings.check_options()
     make = METHODS[settings.method]
     takes = method_options(make)
-    known = kwargs | (dict(config=settings.config(seed)) if 'config' in takes else dict(seed=seed))
+    known = dict(config=settings.config(seed)) if 'config' in takes else dict(seed=seed)
+    known |= {k: v for k,v in settings.fast().items() if '.' not in k}
     if settings.n_ctx is not None: known['n_ctx'] = settings.n_ctx
     if settings.chunk: known |= dict(chunk=settings.chunk, recompute=True)
-    return make(clip, **{k: v for k,v in known.items() if k in takes})
+    return make(**{k: v for k,v in known.items() if k in takes})
 
 # %% ../nbs/running/70_cli.ipynb #b4316e4a
 def uses_val(
@@ -610,13 +654,14 @@ def uses_val(
 
 @patch
 def check_views(self:RunSettings,
+    clip:FrozenCLIP, # The frozen model
     method:Method, # What is to learn from them
     tasks:Sequence, # The tasks
 )->None:
     "Refuses views where `method` could not use them, or would have them in training and in validation"
     if not self.views: return
     who = f'--views {self.views} with {method.title}'
-    if method.needs_images:
+    if method.wants_images(clip):
         raise BadData(
             f'{who}: it learns inside the image tower and takes no stored features; expected no --views')
     lost = [t.name for t in tasks if t.val is None]
@@ -637,7 +682,7 @@ def encode(self:RunSettings,
     """Features of the tasks; refuses views where a method could not use them, or would have them in training
     and in validation"""
     if not self.views or method is None: return encode_tasks(clip, tasks, store, progress=progress)
-    self.check_views(method, tasks)
+    self.check_views(clip, method, tasks)
     return encode_views(clip, tasks, self.views, seed, store, progress=progress)
 
 # %% ../nbs/running/70_cli.ipynb #704888d8
@@ -655,6 +700,20 @@ def warn_of_val(
         f'{sum(sizes.values())} validation images (of {names}) are {who}; to a method without a use for them'
         ' they are neither training nor test images')
 
+# %% ../nbs/running/70_cli.ipynb #4be0c70c
+def tuned_method(
+    method:Method, # As its run has it
+    settings:RunSettings, # What is run
+    clip:FrozenCLIP, # The frozen model
+    tasks:Sequence, # What it learns from
+    part:Path|None = None, # Folder of the seed, which keeps the trials in `tuning.json`
+)->Method: # The same, or with settings chosen on training images held back
+    "Searches where that was asked for, and says in a line what was found"
+    if not settings.tune: return method
+    found = tune(method, clip, tasks, Search(file=None if part is None else part/'tuning.json'))
+    print(f'seed {method.seed}: {found!r}', flush=True)
+    return found.method
+
 # %% ../nbs/running/70_cli.ipynb #f656f590
 def fit_method(
     clip:FrozenCLIP, # The frozen model
@@ -664,37 +723,37 @@ def fit_method(
     checkpoint:Path|None = None, # Folder for checkpoints
     progress:bool = True, # Show progress bars?
     store:FeatureStore|None = None, # Where image features are kept
-)->tuple: # The trained method, and a `Result` of each method that comes out of it, zero-shot first
+)->tuple: # What was learned, and a `Result` of each method that comes out of it, zero-shot first
     "Trains the method; HiPro's run gives CoOp, CoOp-MTL and Shr+Ind too"
     settings.check_options()
-    method = None if settings.method == 'zero_shot' else new_method(settings, clip, seed, store=store)
+    method = None if settings.method == 'zero_shot' else new_method(settings, seed)
     features = settings.encode(clip, tasks, seed, method, store, progress)
-    zero = ZeroShot(clip, seed=seed).fit(features)
+    zero = ZeroShot(seed=seed).fit(clip, features)
     if method is None: return zero, [zero.evaluate(features)]
-    given = tasks if method.needs_images else features
-    method.fit(given, checkpoint=checkpoint, progress=progress)
-    selected = (
-        [method.select(k) for k in ('leaf', 'root', 'flat')]
-        if settings.method == 'hipro' and len(tasks) > 1
-        else [])
-    return method, [zero.evaluate(features), *[m.evaluate(given) for m in [*selected, method]]]
+    given = tasks if method.wants_images(clip) else features
+    method = tuned_method(
+        method, settings, clip, given, None if checkpoint is None else Path(checkpoint).parent)
+    fitted = method.fit(clip, given, store, checkpoint, progress)
+    if note := training_note(getattr(fitted, 'history', None)): warnings.warn(f'{fitted.title}: {note}')
+    nodes = views_of(settings.method).values() if len(tasks) > 1 else ()
+    every = [*[fitted.select(k) for k in nodes], fitted]
+    return fitted, [zero.evaluate(features), *[f.evaluate(given) for f in every]]
 
 # %% ../nbs/running/70_cli.ipynb #5f7ae3fb
 def save_seed(
     folder:Path, # Folder of the seed
-    method:Method, # What was trained
+    fitted:Fitted, # What training gave
     results:list, # Its `Result`s
     record:dict, # What it was made with, as `seed_record` says it
 )->None:
-    "Writes a seed's files, `results.json` last; linear classifiers where these are all that the method needs"
-    method.save(folder/'model.safetensors', record)
-    scales = dict(zip(method.tasks, method.scales))
-    meta = dict(classnames=dict(zip(method.tasks, method.classnames)), logit_scale=scales,
-                clip=method.made_with, record=record)
-    linear = not method.needs_images and type(method)._logits is Method._logits
-    if linear: save_tensors(folder/'classifiers.safetensors', dict(zip(method.tasks, method.heads)), meta)
-    drawn = [getattr(method, k, None) for k in ('affinity', 'tree')]
-    if all(v is not None for v in drawn): save_figures(folder, *drawn, method.tasks)
+    "Writes a seed's files, `results.json` last; linear classifiers where these are all that it predicts with"
+    fitted.save(folder/'model.safetensors', record)
+    def by_task(values): return dict(zip(fitted.names, values))
+    meta = dict(classnames=by_task(fitted.classnames), logit_scale=by_task(fitted.scales),
+                clip=fitted.made_with, record=record)
+    if fitted.is_linear: save_tensors(folder/'classifiers.safetensors', by_task(fitted.heads), meta)
+    drawn = [getattr(fitted, k, None) for k in ('affinity', 'tree')]
+    if all(v is not None for v in drawn): save_figures(folder, *drawn, fitted.names)
     write_results(folder/'results.json', [replace(r, facts=r.facts | dict(record=record)) for r in results])
     shutil.rmtree(folder/'checkpoint', ignore_errors=True)
 
@@ -846,16 +905,16 @@ def collect(
     results = [replace(r, facts={k: v for k,v in r.facts.items() if k != 'record'}) for r in whole]
     write_results(folder/'results.json', results)
     write_atomic(folder/'results.md', summary(results, record))
-    trained = [Method.load(folder/f'seed{s}'/'model.safetensors') for s in seeds]
-    odd = [s for s,m in zip(seeds, trained) if m.tasks != results[0].tasks]
+    trained = [load_fitted(folder/f'seed{s}'/'model.safetensors') for s in seeds]
+    said = trained[0].over_seeds(trained[1:]) if hasattr(trained[0], 'over_seeds') else ''
+    if said: write_atomic(folder/'diagnosis.txt', said + '\n')
+    odd = [s for s,f in zip(seeds, trained) if f.names != results[0].tasks]
     if odd: raise BadData(f'{folder}: the model of seed {odd[0]} was made for other tasks than its results')
-    grids = [
-        m.affinity
-        for m in trained
-        if getattr(m, 'tree', None) is not None and getattr(m, 'affinity', None) is not None]
+    drawn = [f for f in trained if getattr(f, 'tree', None) is not None]
+    grids = [f.affinity for f in drawn if getattr(f, 'affinity', None) is not None]
     if grids:
         mean = torch.stack(grids).mean(0)
-        save_figures(folder, mean, balanced_tree(mean), trained[0].tasks)
+        save_figures(folder, mean, balanced_tree(mean), trained[0].names)
     return results
 
 # %% ../nbs/running/70_cli.ipynb #777d7a0d
@@ -956,8 +1015,10 @@ def fit_seeds(
         run = _Run(settings, clip, folder, store or FeatureStore(None), progress, record)
         _fit_missing(run, seeds, tasks)
         results = collect(folder, sorted({*seeds, *finished_seeds(folder)}))
-    written = [n for n in ('results.json', 'results.md', 'affinity.png', 'tree.svg') if (folder/n).exists()]
-    print(f"\n{compare(results)}\n\n{folder}: {', '.join(written)}, seed*/", flush=True)
+    files = ('results.json', 'results.md', 'diagnosis.txt', 'affinity.png', 'tree.svg')
+    written, said = [n for n in files if (folder/n).exists()], ''
+    if 'diagnosis.txt' in written: said = (folder/'diagnosis.txt').read_text(encoding='utf8') + '\n'
+    print(f"\n{compare(results)}\n\n{said}{folder}: {', '.join(written)}, seed*/", flush=True)
     return results
 
 # %% ../nbs/running/70_cli.ipynb #d3586bcd
@@ -966,6 +1027,8 @@ def run_fit(
     model:str|None = None, # open_clip name or model folder; the embedded model if not given
     pretrained:str|None = None, # open_clip tag (may be fetched) or a weights file
     method:str = 'hipro', # A name from the registry: hipro, coop, zero_shot, ...
+    recipe:str|None = None, # fast (150 steps, for one's own folder) or paper; by default as DATA suggests
+    tune:bool = False, # Choose rate and more on training images held back, for each seed anew?
     shots:int|None = None, # Training images per class
     fraction:float|None = None, # Share of the images for training, such as 0.1
     train_list:str|None = None, # JSON of training images, task -> relative paths; the rest is test
@@ -978,8 +1041,7 @@ def run_fit(
     out:str = 'runs', # Folder of runs
     resume:bool = False, # Go on with a run that is there, keeping its finished seeds?
     root:str|None = None, # Folder that holds the data set that DATA names
-    # Take a data set whose numbers of images are not the published ones, such as a part of it?
-    any_counts:bool = False,
+    any_counts:bool = False, # Take a data set whose numbers of images are not the published ones?
     # Fetch what is missing below ROOT, where the data set has an official address with a checksum?
     download:bool = False,
     views:int|None = None, # Random views (crop, mirror) of each training image; it must divide the epochs
@@ -993,9 +1055,10 @@ def run_fit(
     "Trains prompts for a folder of tasks over several seeds, prints the table and writes OUT/NAME"
     of_data = dict(shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images,
                    root=root, any_counts=any_counts)
-    of_training = dict(
-        n_ctx=n_ctx, lr=lr, epochs=epochs, batch_size=batch_size, dtype=dtype, views=views, chunk=chunk)
-    settings = RunSettings(data, model, pretrained, method, **of_data, **of_training)
+    given = dict(lr=lr, epochs=epochs, batch_size=batch_size, views=views)
+    of_training = given | dict(n_ctx=n_ctx, dtype=dtype, chunk=chunk, tune=tune)
+    recipe = usual_recipe(data, root, given, method) if recipe is None else recipe
+    settings = RunSettings(data, model, pretrained, method, **of_data, **of_training, recipe=recipe)
     folder = Path(out)/(name or safe_name(f'{Path(settings.data).name}-{method}'))
     return fit_seeds(settings, parse_seeds(seeds), folder, resume, device,
                         FeatureStore(store or Path(out) / 'features'), download=download)
@@ -1024,8 +1087,8 @@ def load_run(
     pretrained:str|None = None, # Weights instead of the recorded ones
     device:str = 'cpu', # Where to compute
     download:bool = False, # May a model that only the record names be fetched?
-)->Method: # Ready for `predict`
-    """A trained method with the model that its run recorded; `BadData` for another model or a seed that is
+)->Fitted: # Ready for `predict`
+    """What training gave, with the model that its run recorded; `BadData` for another model or a seed that is
     not there"""
     settings, folder = read_run(run)['settings'], Path(run)
     there = finished_seeds(folder)
@@ -1037,19 +1100,19 @@ def load_run(
     if not download: _check_here(run, **known)
     clip = open_model(model or known['model'], pretrained or known.get('pretrained'), device)
     part = folder/f'seed{there[0] if seed is None else seed}'
-    method = Method.load(part/'model.safetensors', clip)
-    said, wanted = method.record, read_run(run) # as it is now: a command may be at work here
+    fitted = load_fitted(part/'model.safetensors', clip)
+    said, wanted = fitted.record, read_run(run) # as it is now: a command may be at work here
     own = said and _at_its_place(said, wanted)
     diff = own and first_difference(*({k: o.get(k) for k in ('settings', 'clip')} for o in (own, wanted)))
     if diff:
         raise BadData(
             f'{part} was made with something else than {folder} says of itself: {diff}; expected one run,'
             ' made with one command')
-    return method
+    return fitted
 
 # %% ../nbs/running/70_cli.ipynb #7c0d2b1f
 def name_images(
-    method:Method, # A trained method
+    fitted:Fitted, # What training gave
     images:Sequence, # Files of images
     task:str|None = None, # One task; all of them by default
     top:int = 3, # Names per image and task
@@ -1060,13 +1123,13 @@ def name_images(
     for path in (Path(o) for o in images if isinstance(o, (str, Path))):
         if not path.exists(): raise BadData(f'{path}: no such file; expected an image')
         if path.is_dir(): raise BadData(f'{path}: a folder; expected an image')
-    if method.needs_images and (bad := bad_images(images, False)): refuse_bad(names, bad)
-    given, tops = images if method.needs_images else method._features(images), {}
-    for j in [method.index(t) for t in ([task] if task is not None else method.tasks)]:
-        likeliest = method.predict(j, given).probs.topk(min(top, len(method.classnames[j])))
+    if fitted.needs_images and (bad := bad_images(images, False)): refuse_bad(names, bad)
+    given, tops = images if fitted.needs_images else fitted.features(images), {}
+    for j in [fitted.index(t) for t in ([task] if task is not None else fitted.names)]:
+        likeliest = fitted.predict(j, given).probs.topk(min(top, len(fitted.classnames[j])))
         tops[j] = [*zip(likeliest.values.tolist(), likeliest.indices.tolist())]
-    def _named(j, p, classes): return [(method.classnames[j][k], v) for v,k in zip(p, classes)]
-    return [dict(image=n, task=method.tasks[j], names=_named(j, *rows[i]))
+    def _named(j, p, classes): return [(fitted.classnames[j][k], v) for v,k in zip(p, classes)]
+    return [dict(image=n, task=fitted.names[j], names=_named(j, *rows[i]))
             for i,n in enumerate(names) for j,rows in tops.items()]
 
 # %% ../nbs/running/70_cli.ipynb #5e37a48a
@@ -1328,9 +1391,9 @@ def bench_accuracy(
         for k,found in accuracy.items():
             settings = RunSettings('mini-families', method='coop_mtl', dtype=k,
                                    **(MINI_TRAIN | ({} if epochs is None else dict(epochs=epochs))))
-            method = new_method(settings, clip, seed).fit(features, progress=False)
-            found.append(float(method.evaluate(features).averages[0]))
-            named.append(torch.cat([method.predict(t.name, t.test.x).probs.argmax(1) for t in features]))
+            fitted = new_method(settings, seed).fit(clip, features, progress=False)
+            found.append(float(fitted.evaluate(features).averages[0]))
+            named.append(torch.cat([fitted.predict(t.name, t.test.x).probs.argmax(1) for t in features]))
         same.append(float((named[0] == named[1]).double().mean()))
     return dict(seeds=list(seeds), accuracy=accuracy, same=same)
 

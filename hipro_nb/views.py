@@ -102,7 +102,8 @@ def encode_views(
             torch.cat([store.features(o, images, **kwargs) for o in towers]), t.train.y.repeat(views))
 
     return [
-        Task(t.name, t.classnames, _train(t, raw.train.images), t.test, t.val, t.meta)
+        Task(t.name, t.classnames, _train(t, raw.train.images), t.test, t.val,
+             {**(t.meta or {}), 'views': views})
         for t, raw in zip(done, tasks)]
 
 # %% ../nbs/pictures/24_views.ipynb #d32cb7e4

@@ -1,7 +1,6 @@
 "What an object holds, down to the numbers: equal before and after whatever must change nothing."
 import hashlib
 from collections import deque
-from dataclasses import fields, is_dataclass
 
 import torch
 
@@ -25,5 +24,4 @@ def snapshot(o, seen=None):
     if isinstance(o, (list, tuple, deque)): return tuple(snapshot(v, seen) for v in o)
     if isinstance(o, (set, frozenset)): return tuple(sorted(map(repr, o)))
     kind = type(o).__qualname__
-    if is_dataclass(o): return kind, tuple((f.name, snapshot(getattr(o, f.name), seen)) for f in fields(o))
     return kind, snapshot(vars(o), seen) if hasattr(o, "__dict__") and not isinstance(o, type) else None

@@ -166,11 +166,11 @@ def test_duplicate_names_in_a_task():
 
 
 def test_duplicate_task_names(clip):
-    from hipro_nb.hipro import ZeroShot
+    from hipro_nb.method import ZeroShot
 
     s = Split([square(0), square(1)], [0, 1])
     with refused("'art'", "duplicate"):
-        ZeroShot(clip).fit([Task("art", ("a", "b"), s, s)] * 2)
+        ZeroShot().fit(clip, [Task("art", ("a", "b"), s, s)] * 2)
 
 
 def test_empty_name():
@@ -183,7 +183,7 @@ def test_no_tasks(clip):
     from hipro_nb.hipro import HiPro
 
     with refused("no tasks", "at least 1"):
-        HiPro(clip).fit([])
+        HiPro().fit(clip, [])
 
 
 NAMES = ["red pear", "red_apple", "Äpfel", "リンゴ", "X", "a" * 1000, "O'Neil's \"fruit\" <b>", "100% {}"]
@@ -192,17 +192,18 @@ NAMES = ["red pear", "red_apple", "Äpfel", "リンゴ", "X", "a" * 1000, "O'Nei
 def test_odd_names_keep_and_encode(clip):
     """Spaces, underscores, unicode, quotes, braces and a class called X go through; a thousand characters do
     not fit a prompt."""
-    from hipro_nb.hipro import HiPro, ZeroShot
+    from hipro_nb.hipro import HiPro
+    from hipro_nb.method import ZeroShot
     from hipro_nb.train import TrainConfig
 
     names = tuple(n for n in NAMES if len(n) < 100)
     s = Split([square(i) for i in range(len(names))], range(len(names)))
     task = Task("Größe & <b>", names, s, s)
-    zero = ZeroShot(clip).fit([task])
+    zero = ZeroShot().fit(clip, [task])
     assert zero.weights("Größe & <b>").shape == (len(names), 32)
     assert "<b>" not in zero.evaluate([task])._repr_html_().replace("&lt;b&gt;", "")
     other = Task("x", ("X",), s.subset([0, 1]).__class__([square(0)], [0]), Split([square(0)], [0]))
-    h = HiPro(clip, n_ctx=4, n_shared=2, config=TrainConfig(epochs=1)).fit([task, other], progress=False)
+    h = HiPro(n_ctx=4, n_shared=2, config=TrainConfig(epochs=1)).fit(clip, [task, other], progress=False)
     assert h.weights("x").shape == (1, 32) and h.predict("x", [square(3)]).names == ["X"]
     assert h.predict(0, [square(3)]).names[0] in names
 
@@ -213,7 +214,7 @@ def test_a_thousand_characters_do_not_fit(clip):
     long = " ".join(["pomegranate"] * 90)
     s = Split([square(0), square(1)], [0, 1])
     with refused("pomegranate", "77"):
-        HiPro(clip).fit([Task("art", ("a", long), s, s)])
+        HiPro().fit(clip, [Task("art", ("a", long), s, s)])
 
 
 def test_prompt_too_long_for_the_context(clip):
@@ -221,7 +222,7 @@ def test_prompt_too_long_for_the_context(clip):
 
     s = Split([square(0), square(1)], [0, 1])
     with refused("class 'a'", "75 context tokens", "77"):
-        HiPro(clip, n_ctx=75).fit([Task("art", ("a", "red pear"), s, s)])
+        HiPro(n_ctx=75).fit(clip, [Task("art", ("a", "red pear"), s, s)])
 
 
 # ---------------------------------------------------------------- images
@@ -337,17 +338,17 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(clip, tmp_path
     from hipro_nb.train import NonFiniteLoss, PromptTrainer, TrainConfig
 
     tasks, config = feature_tasks(), TrainConfig(epochs=8, batch_size=4, checkpoint_every=5)
-    make = lambda: HiPro(clip, n_ctx=4, n_shared=2, config=config)
-    whole = make().fit(tasks, progress=False)
+    method = HiPro(n_ctx=4, n_shared=2, config=config)
+    whole = method.fit(clip, tasks, progress=False)
     losses, calls = PromptTrainer.losses, iter(range(10**6))
     monkeypatch.setattr(PromptTrainer, "losses",
                         lambda self, *a: losses(self, *a) * (float("nan") if next(calls) == 23 else 1))
     with pytest.raises(
         NonFiniteLoss, match=r"step \d+: the loss of node 0 .*'a'.* is not finite; stopped before the step"):
-        make().fit(tasks, checkpoint=tmp_path, progress=False)
+        method.fit(clip, tasks, checkpoint=tmp_path, progress=False)
     assert list(tmp_path.iterdir())
     monkeypatch.undo()
-    again = make().fit(tasks, checkpoint=tmp_path, progress=False)
+    again = method.fit(clip, tasks, checkpoint=tmp_path, progress=False)
     assert torch.equal(again.ctx, whole.ctx) and torch.equal(again.weights(0), whole.weights(0))
 
 
@@ -371,8 +372,8 @@ def trained(clip, tmp_path_factory):
     from hipro_nb.train import TrainConfig
 
     home = tmp_path_factory.mktemp("trained")
-    h = HiPro(clip, n_ctx=4, n_shared=2, config=TrainConfig(epochs=2)).fit(
-        feature_tasks(), checkpoint=home / "ck", progress=False)
+    h = HiPro(n_ctx=4, n_shared=2, config=TrainConfig(epochs=2)).fit(
+        clip, feature_tasks(), checkpoint=home / "ck", progress=False)
     return h, h.save(home / "h.safetensors"), home / "ck"
 
 
@@ -380,8 +381,8 @@ def refit(clip, folder, tasks=None, n_ctx=4, **kw):
     from hipro_nb.hipro import HiPro
     from hipro_nb.train import TrainConfig
 
-    return HiPro(clip, n_ctx=n_ctx, n_shared=2, config=TrainConfig(**{"epochs": 2, **kw})).fit(
-        tasks or feature_tasks(), checkpoint=folder, progress=False)
+    return HiPro(n_ctx=n_ctx, n_shared=2, config=TrainConfig(**{"epochs": 2, **kw})).fit(
+        clip, tasks or feature_tasks(), checkpoint=folder, progress=False)
 
 
 def test_checkpoint_of_other_tasks_names_or_sizes(clip, trained):
@@ -422,15 +423,15 @@ def test_damaged_checkpoint(clip, trained, tmp_path):
 def test_saved_method_of_other_tasks_names_or_model(clip, trained):
     import open_clip
 
-    from hipro_nb.hipro import Method
+    from hipro_nb.method import load_fitted
 
     h, file, _ = trained
     with refused("h.safetensors", "was made for the tasks a, b", "not for b"):
-        Method.load(file, clip, feature_tasks(tasks=("b",)))
+        load_fitted(file, clip, feature_tasks(tasks=("b",)))
     with refused("h.safetensors", "'a'", "other classes", "apple, plum"):
-        Method.load(file, clip, feature_tasks(names=("apple", "fig")))
+        load_fitted(file, clip, feature_tasks(names=("apple", "fig")))
     with refused("h.safetensors", "was made with model tiny", "not with other"):
-        Method.load(file, FrozenCLIP(random_clip(1), open_clip.get_tokenizer("RN50"), preprocess, "other"))
+        load_fitted(file, FrozenCLIP(random_clip(1), open_clip.get_tokenizer("RN50"), preprocess, "other"))
     with refused("task 'a' has 3 classes", "fitted on 2", "'fig'"):
         h.evaluate(feature_tasks(names=("apple", "plum", "fig")))
     with refused("no task 'z'", "fitted on a, b"):
@@ -439,7 +440,7 @@ def test_saved_method_of_other_tasks_names_or_model(clip, trained):
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "empty", "text", "gone"])
 def test_damaged_method_file(trained, tmp_path, harm):
-    from hipro_nb.hipro import Method
+    from hipro_nb.method import load_fitted
 
     raw, f = bytearray(trained[1].read_bytes()), tmp_path / "m.safetensors"
     raw[-5] ^= 8
@@ -448,24 +449,24 @@ def test_damaged_method_file(trained, tmp_path, harm):
     if harm != "gone":
         f.write_bytes(content[harm])
     with refused("m.safetensors", "cannot read" if harm == "gone" else "damaged"):
-        Method.load(f)
+        load_fitted(f)
 
 
 def test_a_file_without_a_method(tmp_path):
-    from hipro_nb.hipro import Method
+    from hipro_nb.method import load_fitted
 
     save_tensors(tmp_path / "x.safetensors", dict(a=torch.ones(1)))
     with refused("x.safetensors", "no trained method"):
-        Method.load(tmp_path / "x.safetensors")
+        load_fitted(tmp_path / "x.safetensors")
 
 
 def test_nothing_is_ever_unpickled(tmp_path):
     "A pickle in place of a file of ours is refused before anything in it runs."
-    from hipro_nb.hipro import Method
+    from hipro_nb.method import load_fitted
 
     torch.save(dict(a=torch.ones(1)), tmp_path / "x.safetensors")
     with refused("x.safetensors", "damaged"):
-        Method.load(tmp_path / "x.safetensors")
+        load_fitted(tmp_path / "x.safetensors")
 
 
 # ---------------------------------------------------------------- the disk

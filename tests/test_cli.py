@@ -17,7 +17,7 @@ from hipro_nb.baselines import METHODS
 from hipro_nb.cli import SIZES, hipro_bench, hipro_fit, hipro_predict, load_run, read_results
 from hipro_nb.compare import hipro_compare, read_table
 from hipro_nb.files import load_tensors
-from hipro_nb.hipro import Method
+from hipro_nb.method import Method, load_fitted
 
 pytestmark = pytest.mark.xdist_group("cli")  # the process that makes the runs looks at them
 NOTHING_LEARNED = dict(method="zero_shot", epochs=None, n_ctx=None)
@@ -78,13 +78,22 @@ def test_fit_leaves_everything(run):
     assert "**" in text and "95% interval" in text and "n = 2 runs" in text
 
 
+def test_jscpt_says_what_each_task_does(home, capfd):
+    argv = words(home, name="diagnosed", method="jscpt", epochs=6, seeds="1-2")
+    assert hipro_fit(argv) == 0
+    out = capfd.readouterr().out
+    written = (home / "runs" / "diagnosed" / "diagnosis.txt").read_text(encoding="utf-8")
+    assert written in out and "influence of each task on the held-out loss" in written
+    assert "2 seeds" in written and "interval" in written.splitlines()[0]
+
+
 def test_fused_classifiers_are_plain_tensors(run):
     heads, meta = load_tensors(run / "seed1" / "classifiers.safetensors")
-    method = Method.load(run / "seed1" / "model.safetensors")
+    fitted = load_fitted(run / "seed1" / "model.safetensors")
     assert set(heads) == {"art", "clip art", "photo"} and meta["classnames"]["art"] == [
         "apple", "plum", "red pear"]
     for t, w in heads.items():
-        assert w.shape == (3, 32) and torch.equal(w, method.weights(t))
+        assert w.shape == (3, 32) and torch.equal(w, fitted.weights(t))
 
 
 def test_results_can_be_recomputed_from_the_files(run, home):
@@ -197,10 +206,10 @@ def test_predict_in_a_new_process(run, home):
     q = command("hipro_predict", run, image, "--task", "photo", "--top", "1", cwd=home)
     found = json.loads(finished(p)[0])
     assert [f["task"] for f in found] == ["art", "clip art", "photo"]
-    method = load_run(run)
+    fitted = load_run(run)
     for f in found:
-        probs = method.predict(f["task"], [image]).probs[0]
-        names = method.classnames[method.index(f["task"])]
+        probs = fitted.predict(f["task"], [image]).probs[0]
+        names = fitted.classnames[fitted.index(f["task"])]
         assert f["image"] == str(image) and len(f["names"]) == 3
         for n in f["names"]:
             assert n["probability"] == pytest.approx(float(probs[names.index(n["name"])]), abs=1e-5)
@@ -257,9 +266,9 @@ def test_the_whole_table_holds_what_the_methods_give_alone(run, coop):
     "CoOp out of HiPro's run is CoOp trained alone."
     whole, alone = ({r.method: r for r in read_results(d / "results.json")} for d in (run, coop))
     assert list(alone) == ["zero-shot", "CoOp"]
-    a, b = Method.load(run / "seed1" / "model.safetensors", load_run(run).clip).select("leaf"), Method.load(
-        coop / "seed1" / "model.safetensors")
-    for t in a.tasks:
+    a = load_fitted(run / "seed1" / "model.safetensors", load_run(run).clip).select("leaf")
+    b = load_fitted(coop / "seed1" / "model.safetensors")
+    for t in a.names:
         torch.testing.assert_close(a.weights(t), b.weights(t), rtol=1e-3, atol=1e-4)
     assert whole["zero-shot"].accuracy[0] == alone["zero-shot"].accuracy[0]
 

@@ -17,13 +17,13 @@ from project import ROOT
 from stand_in import StandIn, missing, register
 from tiny import image_folder, save_clip
 
-from hipro_nb.baselines import METHODS, WHERE, method_options
+from hipro_nb.baselines import METHODS, method_options
 from hipro_nb.baselines.coop import ParameterTrainer
 from hipro_nb.cli import hipro_fit, hipro_predict
 from hipro_nb.zoo import load_clip
 from hipro_nb.store import FeatureStore
 from hipro_nb.folders import load_image_folder
-from hipro_nb.hipro import Method
+from hipro_nb.method import load_fitted
 from hipro_nb.schedule import BilevelTrainer
 from hipro_nb.train import PromptTrainer, TrainConfig
 
@@ -46,32 +46,32 @@ def open_all(folder, device, double):
     return clip.to(device), load_image_folder(folder / "data", shots=2)
 
 
-def make(name, clip, epochs=1):
+def fitted(name, clip, tasks, epochs=1, checkpoint=None):
     cls = METHODS[name]
     given = SMALL | dict(config=TrainConfig(lr=0.01, epochs=epochs, batch_size=4, seed=3))
-    return cls(clip, store=FeatureStore(None), **{k: v for k, v in given.items() if k in method_options(cls)})
+    method = cls(**{k: v for k, v in given.items() if k in method_options(cls)})
+    return method.fit(clip, tasks, FeatureStore(None), checkpoint, progress=False)
 
 
-def probs(method, tasks):
-    return torch.cat([method.predict(t.name, t.test.images).probs.cpu().double() for t in tasks])
+def probs(made, tasks):
+    return torch.cat([made.predict(t.name, t.test.images).probs.cpu().double() for t in tasks])
 
 
 def fit_on(folder, name, device, double):
     "Probabilities of a method: fitted there; saved and taken up there; taken up on the CPU"
     clip, tasks = open_all(folder, device, double)
-    method = make(name, clip).fit(tasks, progress=False)
-    method.evaluate(tasks)
-    file = folder / f"{name}-{device}.safetensors"
-    method.save(file)
-    here, again = probs(method, tasks), probs(Method.load(file, clip, tasks), tasks)
+    made = fitted(name, clip, tasks)
+    made.evaluate(tasks)
+    file = made.save(folder / f"{name}-{device}.safetensors")
+    here, again = probs(made, tasks), probs(load_fitted(file, clip, tasks), tasks)
     clip, tasks = open_all(folder, "cpu", double)
-    return here, again, probs(Method.load(file, clip, tasks), tasks)
+    return here, again, probs(load_fitted(file, clip, tasks), tasks)
 
 
 def interrupted(folder, name, device):
     "The largest difference that an interruption in the second epoch makes"
     clip, tasks = open_all(folder, device, True)
-    whole, out = make(name, clip, epochs=2).fit(tasks, progress=False), make(name, clip, epochs=2)
+    whole, checkpoint = fitted(name, clip, tasks, epochs=2), folder / f"{name}-{device}"
     with contextlib.ExitStack() as stack:
         for trainer in (PromptTrainer, ParameterTrainer, BilevelTrainer):
             step = trainer.train_step
@@ -80,8 +80,8 @@ def interrupted(folder, name, device):
                 return step(self, *args, **kwargs)
             stack.enter_context(mock.patch.object(trainer, "train_step", until_then))
         with pytest.raises(KeyboardInterrupt):
-            out.fit(tasks, checkpoint=folder / f"{name}-{device}", progress=False)
-    out = make(name, clip, epochs=2).fit(tasks, checkpoint=folder / f"{name}-{device}", progress=False)
+            fitted(name, clip, tasks, 2, checkpoint)
+    out = fitted(name, clip, tasks, 2, checkpoint)
     return (probs(whole, tasks) - probs(out, tasks)).abs().max().item()
 
 
@@ -113,7 +113,7 @@ def answers(folder, name, trainer, step):
         return out
     with StandIn(), mock.patch.object(trainer, step, counted):
         clip, tasks = open_all(folder, "cuda", False)
-        make(name, clip, epochs=2).fit(tasks, progress=False)
+        fitted(name, clip, tasks, epochs=2)
     return min(seen)
 
 
@@ -196,7 +196,7 @@ def check(found, name):
 
 
 @needs_stand_in
-@pytest.mark.parametrize("name", WHERE)
+@pytest.mark.parametrize("name", METHODS)
 def test_method(said, name): check(said[name], name)
 
 
@@ -227,7 +227,7 @@ def test_bf16_where_there_are_units_for_it(said): assert said["old"] == ["torch.
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", WHERE)
+@pytest.mark.parametrize("name", METHODS)
 def test_method_on_a_gpu(tmp_path, name):
     prepare(tmp_path)
     check(compare(tmp_path, name), name)

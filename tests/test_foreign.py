@@ -31,7 +31,8 @@ from hipro_nb.folders import load_image_folder
 from hipro_nb.files import load_tensors, open_file, parse_json, read_json, save_tensors
 from hipro_nb.datasets.sources import read_classnames, read_list
 from hipro_nb.datasets.ten import read_split
-from hipro_nb.hipro import Method, Result, compare
+from hipro_nb.method import load_fitted
+from hipro_nb.results import Result, compare
 from hipro_nb.studies.reports import PaperTable, read_report
 from hipro_nb.tree import TaskTree, flat_tree
 
@@ -220,7 +221,7 @@ def readers(home):
     run = home / "runs" / "run"
     return dict(
         tensors=(run / "seed1/classifiers.safetensors", load_tensors),
-        method=(run / "seed1/model.safetensors", Method.load), results=(run / "results.json", read_results),
+        method=(run / "seed1/model.safetensors", load_fitted), results=(run / "results.json", read_results),
         run=(run / "run.json", lambda p: read_run(p.parent)), table=(home / "table.json", read_table),
         report=(home / "table.json", read_report), bench=(home / "bench.json", read_bench),
         train_list=(home / "list.json", folder_of), split=(home / "split.json", read_split),
@@ -290,7 +291,7 @@ def opened(path):
 
 def test_odd_arguments(tmp_path):
     "Whatever a reader is handed in the place of a file, a folder, a text or a dictionary; 0 stays open"
-    calls = (load_tensors, Method.load, read_results, read_run, read_table, read_report, read_json, read_list,
+    calls = (load_tensors, load_fitted, read_results, read_run, read_table, read_report, read_json, read_list,
              read_split, read_classnames, parse_json, Result.from_json, Result.from_dict, TaskTree.from_dict,
              load_run, load_image_folder, opened)
     odd = odd_arguments(tmp_path / "odd")
@@ -386,4 +387,4 @@ def test_a_right_checksum_and_odd_metadata(tmp_path):
     kind = "hipro_nb method"
     for meta in ({}, {"kind": kind}, {"a": [1] * 1000}, {"x" * 10_000: None}, {"kind": [kind]}):
         file = save_tensors(tmp_path / "x.safetensors", dict(a=torch.ones(2)), meta)
-        assert load_tensors(file)[1] == meta and not is_taken(meta, Method.load, file)
+        assert load_tensors(file)[1] == meta and not is_taken(meta, load_fitted, file)

@@ -68,9 +68,9 @@ class Fit:
         config = TrainConfig(lr=0.01, epochs=EPOCHS[self.name], batch_size=2, seed=3)
         given = {
             k: v for k, v in (SMALL | dict(config=config)).items() if k in method_options(METHODS[self.name])}
-        method = METHODS[self.name](self.clip, **given)
-        method.fit(self.tasks, checkpoint=folder / "checkpoint", progress=False)
-        method.save(folder / "model.safetensors")
+        method = METHODS[self.name](**given)
+        fitted = method.fit(self.clip, self.tasks, checkpoint=folder / "checkpoint", progress=False)
+        fitted.save(folder / "model.safetensors")
 
 
 class Command:

@@ -29,7 +29,7 @@ from hipro_nb.tasks import BadData, Features, Task
 from hipro_nb.store import FeatureStore, encode_images
 from hipro_nb.frozen import FrozenCLIP
 from hipro_nb.images import Split
-from hipro_nb.hipro import Method, ZeroShot
+from hipro_nb.method import Method, ZeroShot
 from hipro_nb.visual import DeepPromptTower
 
 CLASSES = ("red", "green", "blue", "yellow")
@@ -49,8 +49,7 @@ def make_task(name="colours"):
 
 
 def fitted(store=None, clip=None):
-    return METHODS["linear_probe"](clip or make_clip(), C=100.0, store=store).fit(
-        [make_task()], progress=False)
+    return METHODS["linear_probe"](C=100.0).fit(clip or make_clip(), [make_task()], store, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +131,7 @@ def test_nothing_is_kept():
 
 def test_a_fit_keeps_its_own_pictures_and_evaluate_no_others(monkeypatch):
     task = make_task()
-    method = METHODS["linear_probe"](make_clip(), C=100.).fit([task], progress=False)
+    method = METHODS["linear_probe"](C=100.0).fit(make_clip(), [task], progress=False)
     done, decode = [], hipro_nb.store._decode
     monkeypatch.setattr(
         hipro_nb.store, "_decode", lambda clip, item: done.append(item) or decode(clip, item))
@@ -212,7 +211,7 @@ def test_text_towers(hasty, kind):
     (torch.zeros(2, 32), "all zero"), (torch.ones(2, 7), "width 32"), (torch.ones(2, 2, 2, 2, 2), "shape"),
     (np.full((2, 32), np.nan), "not finite"), (torch.ones(32), "shape"), (torch.ones(0, 7), "width 32")])
 def test_features_that_cannot_be_classified(x, why):
-    for method in (fitted(), ZeroShot(make_clip()).fit([make_task()], progress=False)):
+    for method in (fitted(), ZeroShot().fit(make_clip(), [make_task()], progress=False)):
         with pytest.raises(BadData, match=why): method.predict(0, x)
         if isinstance(x, torch.Tensor) and x.ndim == 2:
             with pytest.raises(BadData, match=why): method.predict(0, Features(x, [0] * len(x)))
@@ -231,9 +230,8 @@ def test_features_of_another_length_are_divided_by_it():
 def test_a_hundred_thousand_pictures():
     "Neither a call's time nor the process's memory grows."
     class Nearest(Method):
-        def _fit(self, tasks, checkpoint, progress): self.x = tasks[0].train.x[:4]
-        def _head(self, i): return self.x
-    method, seconds, sizes = Nearest(make_clip()).fit([make_task()], progress=False), [], []
+        def _fit(self, job): return self.made(job, heads=[job.tasks[0].train.x[:4]])
+    method, seconds, sizes = Nearest().fit(make_clip(), [make_task()], progress=False), [], []
     rng = np.random.default_rng(0)
     for i in range(100_000):
         image = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)

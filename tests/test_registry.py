@@ -23,14 +23,14 @@ from snapshot import snapshot
 from tiny import image_folder, save_clip
 from torch.testing import assert_close
 
-from hipro_nb.baselines import METHODS, WHERE, method_options
+from hipro_nb.baselines import METHODS, method_options
 from hipro_nb.zoo import load_clip
 from hipro_nb.tasks import BadData
 from hipro_nb.store import FeatureStore
 from hipro_nb.images import Split
 from hipro_nb.folders import load_image_folder
 from hipro_nb.files import load_tensors
-from hipro_nb.hipro import Method
+from hipro_nb.method import load_fitted, settings_of
 from hipro_nb.train import TrainConfig
 
 pytestmark = pytest.mark.xdist_group("registry")
@@ -42,22 +42,22 @@ import torch
 from hipro_nb.clip import load_clip
 from hipro_nb.files import save_tensors
 from hipro_nb.folders import load_image_folder
-from hipro_nb.hipro import Method
+from hipro_nb.method import load_fitted
 folder, *names = sys.argv[1:]
-clip, tasks, methods = load_clip(folder + '/model'), load_image_folder(folder + '/data', shots=2), {}
+clip, tasks, fits = load_clip(folder + '/model'), load_image_folder(folder + '/data', shots=2), {}
 torch.set_num_threads(2)
 # PyTorch's helpers are there, and stay behind when the process forks
 torch.randn(900, 900) @ torch.randn(900, 900)
 for name in names:
     try:
-        method = Method.load(f'{folder}/{name}.safetensors', clip, tasks)
-        probs = {t.name: method.predict(t.name, t.test.images).probs for t in tasks}
+        fitted = load_fitted(f'{folder}/{name}.safetensors', clip, tasks)
+        probs = {t.name: fitted.predict(t.name, t.test.images).probs for t in tasks}
         save_tensors(f'{folder}/{name}.probs', probs)
-        methods[name] = method
+        fits[name] = fitted
     except Exception as e: print(name, repr(e))
 if not os.fork():
-    for name,method in methods.items():
-        save_tensors(f'{folder}/{name}.forked', {t.name: method.predict(t.name, t.test).probs for t in tasks})
+    for name,fitted in fits.items():
+        save_tensors(f'{folder}/{name}.forked', {t.name: fitted.predict(t.name, t.test).probs for t in tasks})
     os._exit(0)
 os.wait()
 """
@@ -80,16 +80,16 @@ class Walk:
     def method(self, name):
         "A method with small settings."
         cls = METHODS[name]
-        return cls(
-            self.clip, store=self.store, **{k: v for k, v in SMALL.items() if k in method_options(cls)})
+        return cls(**{k: v for k, v in SMALL.items() if k in method_options(cls)})
 
-    def predictions(self, method):
-        return {t.name: method.predict(t.name, t.test.images).probs for t in self.tasks}
+    def predictions(self, fitted):
+        return {t.name: fitted.predict(t.name, t.test.images).probs for t in self.tasks}
 
     def fit(self, name):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            first, second = (self.method(name).fit(self.tasks, progress=False) for _ in range(2))
+            method = self.method(name)
+            first, second = (method.fit(self.clip, self.tasks, self.store, progress=False) for _ in range(2))
         first.save(self.folder / f"{name}.safetensors")
         self.probs[name], self.again[name] = self.predictions(first), self.predictions(second)
 
@@ -104,7 +104,7 @@ class Walk:
 def walk(tmp_path_factory): return Walk(tmp_path_factory.mktemp("registry"))
 
 
-@pytest.mark.parametrize("name", WHERE)
+@pytest.mark.parametrize("name", METHODS)
 def test_method(walk, name):
     assert name not in walk.error, walk.error[name]
     kinds = {t.name: (len(t.test), len(t.classnames)) for t in walk.tasks}
@@ -133,42 +133,41 @@ def every_form(files):
         yield [(a, 0) for a in arrays]
 
 
-@pytest.mark.parametrize("name", WHERE)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_form_of_images(walk, name):
     assert name not in walk.error, walk.error[name]
-    method = Method.load(walk.folder / f"{name}.safetensors", walk.clip, walk.tasks)
+    fitted = load_fitted(walk.folder / f"{name}.safetensors", walk.clip, walk.tasks)
     task, right = walk.tasks[0], walk.probs[name][walk.tasks[0].name]
     for images in every_form(task.test.images):
-        assert_close(method.predict(0, images).probs, right, rtol=1e-5, atol=1e-6)
-    assert_close(method.predict(0, task.test.images[0]).probs, right[:1], rtol=1e-5, atol=1e-6)
-    assert method.predict(0, []).probs.shape == (0, right.shape[1])
+        assert_close(fitted.predict(0, images).probs, right, rtol=1e-5, atol=1e-6)
+    assert_close(fitted.predict(0, task.test.images[0]).probs, right[:1], rtol=1e-5, atol=1e-6)
+    assert fitted.predict(0, []).probs.shape == (0, right.shape[1])
     for odd in (7, None, [1], task, {"image": 1}, walk.folder, walk.folder / "none.png", b"no picture"):
-        with pytest.raises(BadData): method.predict(0, odd)
+        with pytest.raises(BadData): fitted.predict(0, odd)
 
 
-@pytest.mark.parametrize("name", WHERE)
+@pytest.mark.parametrize("name", METHODS)
 def test_threads(walk, name):
-    "Eight threads at a time, a picture each; what the method and the model hold is what it was before."
+    "Eight threads at a time, a picture each; what was loaded and the model hold what they held before."
     assert name not in walk.error, walk.error[name]
-    method = Method.load(walk.folder / f"{name}.safetensors", walk.clip, walk.tasks)
+    fitted = load_fitted(walk.folder / f"{name}.safetensors", walk.clip, walk.tasks)
     asked = [(t.name, i) for t in walk.tasks for i in range(len(t.test))] * 2
-    before = snapshot(method)
+    before = snapshot(fitted)
     with ThreadPoolExecutor(8) as pool:
-        done = [pool.submit(method.predict, t, walk.tasks[method.index(t)].test.images[i]) for t, i in asked]
+        done = [pool.submit(fitted.predict, t, walk.tasks[fitted.index(t)].test.images[i]) for t, i in asked]
         for (t, i), o in zip(asked, done):
             assert_close(o.result().probs, walk.probs[name][t][i:i + 1], rtol=1e-5, atol=1e-6)
-    assert snapshot(method) == before
+    assert snapshot(fitted) == before
 
 
-@pytest.mark.parametrize("name", WHERE)
+@pytest.mark.parametrize("name", METHODS)
 def test_settings(walk, name):
-    "What is saved makes the same method again, of the same class."
+    "What is saved makes the same method again, as this model takes it, and the same kind of result."
     assert name not in walk.error, walk.error[name]
-    loaded = Method.load(walk.folder / f"{name}.safetensors", walk.clip, walk.tasks)
-    assert (
-        type(loaded) is METHODS[name]
-        and loaded.settings() == walk.method(name).settings()
-        and loaded.title == walk.method(name).title)
+    loaded = load_fitted(walk.folder / f"{name}.safetensors", walk.clip, walk.tasks)
+    method = walk.method(name).for_model(walk.clip)
+    assert (type(loaded), loaded.title) == (METHODS[name].fitted, method.title)
+    assert settings_of(loaded.method) == settings_of(method)
 
 
 def check_refused(walk, monkeypatch, name, *sample):
@@ -179,10 +178,10 @@ def check_refused(walk, monkeypatch, name, *sample):
     files += [(what, t, meta) for what, t in tensor_mutants(tensors, *sample)]
     features, refused = torch.nn.functional.normalize(torch.ones(1, 32), dim=1), 0
     for what, *contents in files:
-        monkeypatch.setattr("hipro_nb.hipro.load_tensors", lambda path: contents)
+        monkeypatch.setattr("hipro_nb.method.load_tensors", lambda path: contents)
         for clip in (None, walk.clip):
             try:
-                m = Method.load("file", clip)
+                m = load_fitted("file", clip)
                 given = Image.new("RGB", (24, 20)) if m.needs_images else features
                 assert m.predict(0, given).probs.isfinite().all(), what
             except BadData: refused += 1
@@ -190,14 +189,14 @@ def check_refused(walk, monkeypatch, name, *sample):
     assert refused > len(files), "most of it is refused"
 
 
-@pytest.mark.parametrize("name", WHERE)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_right_checksum_over_wrong_contents(walk, monkeypatch, name):
     assert name not in walk.error, walk.error[name]
     check_refused(walk, monkeypatch, name, 0, 30)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WHERE)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_wrong_content(walk, monkeypatch, name): check_refused(walk, monkeypatch, name)
 
 

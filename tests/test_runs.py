@@ -22,6 +22,7 @@ from hipro_nb.compare import hipro_compare
 from hipro_nb.tasks import BadData
 from hipro_nb.store import FeatureStore
 from hipro_nb.files import load_tensors
+from hipro_nb.method import settings_of
 
 pytestmark = pytest.mark.xdist_group("runs")
 DATE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC")
@@ -133,7 +134,7 @@ class Fits:
             warnings.simplefilter("ignore")
             fitted, _ = fit_method(self.clip, self.tasks, settings, 1, progress=False, store=self.store)
         own = {f"head.{i}": h for i, h in enumerate(fitted.heads) if h is not None}
-        return fitted, own | fitted._state()[0]
+        return fitted, own | fitted.tensors()
 
 
 @pytest.fixture(scope="module")
@@ -148,20 +149,19 @@ def test_options_are_in_effect_or_refused(fits, method):
     for option, value in OTHER.items():
         settings = replace(fits.settings.for_method(method), **{option: value})
         with contextlib.suppress(BadData):
-            made = new_method(settings, fits.clip, 1)
-            settings.check_views(made, fits.tasks)
+            settings.check_views(fits.clip, new_method(settings, 1), fits.tasks)
             assert option in run_options(METHODS[method]), f"{option} is taken and has no effect"
             found, tensors = fits.learned(method, **{option: value})
-            told = found.settings()
+            told = settings_of(found.method)
             if option == "n_ctx": assert told["n_ctx"] == 3
             if option in ("lr", "epochs", "batch_size", "dtype"): assert told["config"][option] == value
-            if option == "chunk": assert found.chunk == value and found.recompute
+            if option == "chunk": assert found.method.chunk == value and found.method.recompute
             same = {k: v.shape == plain[k].shape and torch.equal(v, plain[k]) for k, v in tensors.items()}
             if option != "chunk": assert not all(same.values()), f"{option} {value} changes nothing"
             continue
         with pytest.raises(BadData, match=f"--{option.replace('_', '-')} {value} with "):
             settings.check_options()
-            settings.check_views(new_method(settings, fits.clip, 1), fits.tasks)
+            settings.check_views(fits.clip, new_method(settings, 1), fits.tasks)
 
 
 def contents(folder):

@@ -4,7 +4,7 @@ refused by its name, before anything is loaded or trained."""
 import json
 import math
 from dataclasses import asdict, fields
-from inspect import signature
+from typing import Literal, get_args, get_origin
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from hipro_nb.store import FeatureStore
 from hipro_nb.folders import load_image_folder
 from hipro_nb.schedule import hold_out
 from hipro_nb.train import TrainConfig
+from hipro_nb.tree import TaskTree
 from hipro_nb.views import encode_views
 
 SCALARS = {int, float, bool, str, type(None)}
@@ -23,7 +24,7 @@ ODD = ["x", "", 1.5, math.nan, math.inf, -1, True, None, [1], (), {}, b"1", 1j, 
        TrainConfig]
 
 
-def parts(annotation): return getattr(annotation, "__args__", (annotation,))
+def parts(annotation): return get_args(annotation) or (annotation,)
 
 
 def is_right(value, annotation):
@@ -63,22 +64,19 @@ def test_a_run(field):
         if not is_right(value, field.type): refused(make, field.name, value, BadData)
 
 
-def arguments(make):
-    "Annotations of all that a method is made with, the classes above it included."
-    found = {
-        n: p.annotation for c in reversed(make.__mro__) for n, p in signature(c.__init__).parameters.items()}
-    return {n: a for n, a in found.items() if n not in ("self", "clip", "store", "args", "kwargs", "kw")}
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method(name):
-    make, own = METHODS[name], signature(METHODS[name].__init__).parameters
-    takes_more = any(p.kind is p.VAR_KEYWORD for p in own.values())
-    for setting, annotation in arguments(make).items():
-        if setting not in own and not takes_more: continue
-        if not set(parts(annotation)) <= SCALARS | {TrainConfig}: continue
-        for value in ODD:
-            if not is_right(value, annotation): refused(lambda v: make(None, **{setting: v}), setting, value)
+    for field in fields(METHODS[name]):
+        def make(value): return METHODS[name](**{field.name: value})
+        if get_origin(field.type) is Literal:
+            for value in ODD:
+                with pytest.raises(ValueError, match=f"^{field.name} must be one of "): make(value)
+        elif field.name == "templates":
+            for value in ODD:
+                if value is not None and not isinstance(value, str): refused(make, field.name, value)
+        elif set(parts(field.type)) <= SCALARS | {TrainConfig, TaskTree}:
+            for value in ODD:
+                if not is_right(value, field.type): refused(make, field.name, value)
 
 
 NO_NUMBERS = ["x", "", math.nan, math.inf, -1, True, None, [1], (), {}, b"1", 1j, object()]

@@ -28,10 +28,10 @@ for name in "abcd":
     part = Features(torch.nn.functional.normalize(x, dim=1), y)
     tasks.append(Task(name, ("apple", "plum", "fig"), part, part))
 clip = FrozenCLIP(random_clip().double(), open_clip.get_tokenizer("RN50"), None, "tiny")
-h = HiPro(clip, n_ctx=4, n_shared=3, config=TrainConfig(lr=0.01, epochs=3))
-h.fit(tasks, checkpoint=f"{out}/checkpoint", progress=False)
-save_tensors(f"{out}/{rank or 'alone'}.safetensors", dict(ctx=h.ctx, affinity=h.affinity),
-             dict(groups=[list(m) for m in h.tree.groups]))
+method = HiPro(n_ctx=4, n_shared=3, config=TrainConfig(lr=0.01, epochs=3))
+fitted = method.fit(clip, tasks, checkpoint=f"{out}/checkpoint", progress=False)
+save_tensors(f"{out}/{rank or 'alone'}.safetensors", dict(ctx=fitted.ctx, affinity=fitted.affinity),
+             dict(groups=[list(m) for m in fitted.tree.groups]))
 if rank: dist.destroy_process_group()
 """
 

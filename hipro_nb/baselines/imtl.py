@@ -6,13 +6,15 @@
 __all__ = ['BALANCES', 'TOTALS', 'balance_weights', 'Balance', 'learn_scales', 'IMTL']
 
 # %% ../../nbs/methods/46_imtl.ipynb #1df693bc
+from dataclasses import dataclass
+from typing import Literal
 import torch
 from fastcore.basics import patch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .pcgrad import SharedPrompt
-from ..frozen import FrozenCLIP
+from ..hipro import RATES
 from ..train import Combine
 
 # %% ../../nbs/methods/46_imtl.ipynb #4ead2625
@@ -99,21 +101,15 @@ def __call__(self:Balance,
     return combined
 
 # %% ../../nbs/methods/46_imtl.ipynb #45617083
+@dataclass(frozen=True, kw_only=True)
 class IMTL(SharedPrompt):
     "Impartial learning (Liu et al., ICLR 2021) on CoOp-MTL"
-    title = 'IMTL'
-    def __init__(self,
-        clip:FrozenCLIP|None, # The frozen model
-        balance:str = 'both', # 'G' (equal projections), 'L' (learned loss scales) or 'both'
-        # What IMTL-G's weights add up to: 'one' as in the paper, or the number of 'tasks' in the batch
-        total:str = 'one',
-        **kw, # `n_ctx`, `position`, `config`, `store`, `chunk`, `recompute`, as `SharedPrompt` has them
-    ):
-        super().__init__(clip, **kw)
-        self.balance, self.total = balance, total
-        self._combine()
+    key, title, order, cost, color = 'imtl', 'IMTL', 100, 80, 'teal'
+    tunable = {'config.lr': RATES, 'balance': BALANCES, 'total': TOTALS}
+    balance:Literal['G', 'L', 'both'] = 'both' # 'G' (equal projections), 'L' (learned loss scales) or 'both'
+    # What IMTL-G's weights add up to: 'one' as in the paper, or the number of 'tasks' in the batch
+    total:Literal['one', 'tasks'] = 'one'
 
-    def _combine(self)->Balance: return Balance(self.balance, self.total, self.config.momentum)
-    def settings(self)->dict: # What `from_settings` needs
-        "The settings as plain data"
-        return dict(super().settings(), balance=self.balance, total=self.total)
+    def combine(self)->Balance: # Without a step taken
+        "The balance of this run"
+        return Balance(self.balance, self.total, self.config.momentum)

@@ -6,13 +6,17 @@
 __all__ = ['conflict_weights', 'project_conflicts', 'surgery_order', 'Surgery', 'SharedPrompt', 'PCGrad']
 
 # %% ../../nbs/methods/45_pcgrad.ipynb #5610e990
+from collections.abc import Sequence
+from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .coop import CoOpMTL
+from ..hipro import PromptJob
 from ..train import Combine
+from ..processes import PromptRun
 
 # %% ../../nbs/methods/45_pcgrad.ipynb #52248e2f
 def conflict_weights(
@@ -68,14 +72,27 @@ class Surgery(Combine):
         return dict(seed=self.seed)
 
 # %% ../../nbs/methods/45_pcgrad.ipynb #a76184be
+@dataclass(frozen=True, kw_only=True)
 class SharedPrompt(CoOpMTL):
-    "CoOp-MTL, one prompt for all tasks, with a step of its own: subclasses define `_combine`"
-    def _combine(self)->Combine: raise NotImplementedError(f"{type(self).__name__} defines no _combine")
-    def _train(self, tasks, groups, ctx, **kw):
-        return super()._train(tasks, groups, ctx, combine=self._combine(), **kw)
+    "CoOp-MTL, one prompt for all tasks, with a step of its own: subclasses define `combine`"
+    def combine(self)->Combine: # For a run of its own, since it may keep a state
+        "How a step is made of the tasks' gradients"
+        raise NotImplementedError(f"{type(self).__name__} defines no combine")
+
+    def train_nodes(self,
+        work:PromptJob, # Model, tasks, tower
+        groups:Sequence, # The one group of all tasks
+        ctx:Float[Tensor,'M T w'], # Where its prompt starts
+    )->PromptRun: # Trained prompt
+        "Eq. 2 with that step"
+        return work.train(groups, ctx, 'nodes.safetensors', combine=self.combine())
 
 # %% ../../nbs/methods/45_pcgrad.ipynb #e67af61e
+@dataclass(frozen=True, kw_only=True)
 class PCGrad(SharedPrompt):
     "Gradient surgery (Yu et al., NeurIPS 2020) on CoOp-MTL"
-    title = 'PCGrad'
-    def _combine(self)->Combine: return Surgery(self.config.seed)
+    key, title, order, cost, color = 'pcgrad', 'PCGrad', 90, 90, 'navy'
+
+    def combine(self)->Combine: # With the run's seed
+        "Surgery in the orders of this run"
+        return Surgery(self.config.seed)

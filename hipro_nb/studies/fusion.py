@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ..tasks import BadData
 from ..fuse import fuse_weights
-from ..hipro import HiPro, Result
+from ..method import load_fitted
+from ..hipro import FittedHiPro, HiPro
+from ..results import Result
 from .reports import Source, run_missing, seeds_of
 
 # %% ../../nbs/studies/89_fusion.ipynb #79e61776
@@ -50,24 +52,23 @@ def fit_fusion(
 N_VAL = (1, 4, 16)
 
 def fusions(
-    method:HiPro, # Fitted
+    fitted:FittedHiPro, # With the nodes' prompts
     tasks:Sequence, # Encoded tasks; with validation images for learned fusions
     n_val:Sequence=N_VAL, # Validation images of a class
 )->dict: # Classifiers `K d` of every task, by the name of the fusion
     "The plain mean, renormalised rows, and weights learned on validation images"
     n = range(len(tasks))
-    nodes = [torch.stack([w for w in method.node_weights(i) if w is not None]) for i in n]
-    found = {
-        'mean': [fuse_weights(method.node_weights(i), method.groups, i) for i in n],
-        'renormalised': [fuse_weights(method.node_weights(i), method.groups, i, renormalize=True) for i in n]}
+    nodes = [torch.stack([w for w in fitted.node_weights(i) if w is not None]) for i in n]
+    fuse = lambda i, **how: fuse_weights(fitted.node_weights(i), fitted.groups, i, **how)
+    found = dict(mean=[fuse(i) for i in n], renormalised=[fuse(i, renormalize=True) for i in n])
     for k in n_val if all(t.val is not None for t in tasks) else ():
         parts = [first_of_each(t.val.y, k) for t in tasks]
         x, y = [t.val.x[p] for t,p in zip(tasks, parts)], [t.val.y[p] for t,p in zip(tasks, parts)]
         fused = lambda alpha, w: torch.einsum('m,mkd->kd', alpha.to(w), w)
-        common = fit_fusion(nodes, x, y, method.clip.logit_scale)
+        common = fit_fusion(nodes, x, y, fitted.clip.logit_scale)
         found[f'per level, {k}'] = [fused(common, w) for w in nodes]
         found[f'per task, {k}'] = [
-            fused(fit_fusion([nodes[i]], [x[i]], [y[i]], method.clip.logit_scale), nodes[i]) for i in n]
+            fused(fit_fusion([nodes[i]], [x[i]], [y[i]], fitted.clip.logit_scale), nodes[i]) for i in n]
     return found
 
 def first_of_each(
@@ -93,11 +94,11 @@ def fusion_seed(
     "One trained HiPro, all fusions"
     clip = source.open()
     tasks = source.tasks(clip, seed, shots, n_test, max(n_val) if source.model is None else 0)
-    if models is None:method = HiPro(clip, config=source.config(seed)).fit(tasks, progress=False)
-    else: method = HiPro.load(Path(models)/f'seed{seed}'/'model.safetensors', clip, tasks)
+    if models is None: fitted = HiPro(config=source.config(seed)).fit(clip, tasks, progress=False)
+    else: fitted = load_fitted(Path(models)/f'seed{seed}'/'model.safetensors', clip, tasks)
     named = {
         n: [(t.test.x @ w.to(t.test.x).T).argmax(1) for t, w in zip(tasks, ws)]
-        for n, ws in fusions(method, tasks, n_val).items()}
+        for n, ws in fusions(fitted, tasks, n_val).items()}
     share = lambda right: 100*float(right.double().mean())
     accuracy = {n: [share(p == t.test.y) for p,t in zip(ps, tasks)] for n,ps in named.items()}
     return dict(tasks=[t.name for t in tasks], accuracy=accuracy,

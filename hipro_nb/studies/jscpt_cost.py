@@ -19,7 +19,7 @@ from ..tasks import Features
 from ..frozen import FrozenCLIP
 from ..images import Split
 from ..mini import OBJECTS, mini_clip
-from ..schedule import BilevelTrainer
+from ..schedule import BilevelTrainer, Schedule
 from ..train import TrainConfig
 from .reports import run_missing
 
@@ -41,7 +41,7 @@ def cost_trainer(
         ImageBank([seen() if pictures else encoded() for _ in range(n_tasks)], model.vision) for _ in range(2)
     ]
     config = TrainConfig(lr=.01, epochs=1000, batch_size=4, per_task_batch=True, seed=seed)
-    return BilevelTrainer(model, *banks, config, weighting=weighting)
+    return BilevelTrainer(model, *banks, config, Schedule(weighting))
 
 # %% ../../nbs/studies/90_jscpt_cost.ipynb #0638d89a
 def _seconds(step:Callable)->float:
@@ -60,11 +60,12 @@ def time_parts(
     seconds = {k: [] for k in parts}
     for r in range(rounds + 1):
         for k, f in parts.items():
-            # from the second upper step on, a new α is estimated only without an old one
+            # from the second upper step on, the curvature is looked at only without an old α
             t.uppers, t.alpha = 1, None if k == 'fresh' else t.alpha
             seconds[k].append(_seconds(f))
     return {k: sorted(v[1:])[rounds // 2] for k, v in seconds.items()} | dict(
-        tasks=t.model.n_tasks, depth=t.depth, skipped=t.skipped, rounds=rounds, counts=dict(t.counts))
+        tasks=t.model.n_tasks, depth=t.schedule.depth, skipped=t.skipped, rounds=rounds,
+        counts=dict(t.counts))
 
 # %% ../../nbs/studies/90_jscpt_cost.ipynb #dc0b58cd
 def run_jscpt_cost(

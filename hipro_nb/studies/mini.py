@@ -12,7 +12,9 @@ from pathlib import Path
 
 from ..store import encode_tasks
 from ..files import write_atomic
-from ..hipro import HiPro, Result, ZeroShot
+from ..hipro import HiPro
+from ..results import Result
+from ..method import ZeroShot
 from ..mini import MINI_TRAIN, mini_clip, mini_tasks
 from ..train import TrainConfig
 
@@ -29,9 +31,10 @@ def run_seed(
     "Zero-shot, and the four methods out of one training"
     clip = mini_clip()
     tasks = encode_tasks(clip, mini_tasks(setting, shots=shots, seed=seed, n_test=n_test or N_TEST[setting]))
-    h = HiPro(clip, config=TrainConfig(seed=seed, **train)).fit(tasks)
-    zero = ZeroShot(clip, seed=seed).fit(tasks)
-    return [m.evaluate(tasks) for m in (zero, *map(h.select, ('leaf', 'root', 'flat', 'tree')))], h.tree
+    zero = ZeroShot(seed=seed).fit(clip, tasks)
+    tree = HiPro(config=TrainConfig(seed=seed, **train)).fit(clip, tasks)
+    every = [zero, *map(tree.select, ('leaf', 'root', 'flat', 'tree'))]
+    return [m.evaluate(tasks) for m in every], tree.tree
 
 def run_mini(
     setting:str, # 'domains' or 'families'

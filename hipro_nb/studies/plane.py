@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..tasks import BadData, Task
-from ..hipro import HiPro
+from ..method import Job, load_fitted
+from ..hipro import FittedHiPro, HiPro, PromptJob, encode_nodes, task_tower
 from .reports import Source, run_missing
 
 # %% ../../nbs/studies/86_plane.ipynb #675df6e0
@@ -79,13 +80,15 @@ def surfaces(
 
 # %% ../../nbs/studies/86_plane.ipynb #1c290457
 def task_points(
-    method:HiPro, # Fitted, with nodes 'flat' or 'tree'
+    fitted:FittedHiPro, # With nodes 'flat' or 'tree'
     i:int, # Task
 )->dict: # Classifiers `K d`: 'rand', 'ind', 'shr'
     "The three corners of the plane"
-    weights = method.node_weights(i)
-    with torch.no_grad(): start = method.tower(method._start()[i:i+1], method._ids[i])[0]
-    return dict(rand=start.cpu(), ind=weights[i], shr=weights[-1])
+    clip, weights = fitted.clip, fitted.node_weights(i)
+    tower, ids = task_tower(clip, fitted.classnames, fitted.method)
+    start = PromptJob(fitted.method, Job(clip, ()), tower, ids).start()
+    table = encode_nodes(tower, start[i:i+1], [(i,)], ids)
+    return dict(rand=table.weights[table.row[0, ids[i]]], ind=weights[i], shr=weights[-1])
 
 # %% ../../nbs/studies/86_plane.ipynb #2b55fdf9
 def plane_seed(
@@ -101,9 +104,9 @@ def plane_seed(
     clip = source.open()
     tasks = source.tasks(clip, seed, shots, n_test)
     if models is None:
-        method = HiPro(clip, nodes='flat', config=source.config(seed)).fit(tasks, progress=False)
-    else: method = HiPro.load(Path(models) / f'seed{seed}' / 'model.safetensors', clip, tasks)
-    corners = {t.name: task_points(method, i) for i,t in enumerate(tasks)}
+        fitted = HiPro(nodes='flat', config=source.config(seed)).fit(clip, tasks, progress=False)
+    else: fitted = load_fitted(Path(models)/f'seed{seed}'/'model.safetensors', clip, tasks)
+    corners = {t.name: task_points(fitted, i) for i,t in enumerate(tasks)}
     with_mean = {n: c | dict(avg=(c['ind'] + c['shr'])/2) for n,c in corners.items()}
     points = {
         t.name: {k: loss_and_error(w, t, clip.logit_scale) for k, w in with_mean[t.name].items()}

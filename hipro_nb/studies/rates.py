@@ -44,8 +44,8 @@ def rate_results(
 )->dict: # Average accuracy in percent by method
     "The four methods of one training, on images held back"
     halves = held_back(tasks, config.seed)
-    h = HiPro(clip, config=config).fit(halves, progress=False)
-    return {n: float(h.select(v).evaluate(halves).averages[0]) for n,v in SELECTED.items()}
+    tree = HiPro(config=config).fit(clip, halves, progress=False)
+    return {n: float(tree.select(v).evaluate(halves).averages[0]) for n,v in VIEWS.items()}
 
 # %% ../../nbs/studies/83_rates.ipynb #e8dab3c7
 def run_rates(

@@ -24,7 +24,7 @@ from ..frozen import FrozenCLIP
 from ..files import Plain, read_json, write_atomic
 from ..folders import load_image_folder
 from ..escape import html_table, text_table
-from ..hipro import Interval, run_facts
+from ..results import Interval, run_facts
 from ..mini import MINI_TRAIN, SETTINGS, mini_clip, mini_tasks
 from ..loop import first_difference
 from ..train import TrainConfig

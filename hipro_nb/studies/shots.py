@@ -16,7 +16,9 @@ from matplotlib.axes import Axes
 from scipy import stats
 
 from ..tasks import BadData
-from ..hipro import HiPro, Interval, Result, ZeroShot
+from ..hipro import HiPro
+from ..results import Interval, Result
+from ..method import ZeroShot
 from ..train import BatchPlan, TrainConfig
 from ..baselines.linear_probe import LinearProbe
 from .reports import COLORS, Source, run_missing
@@ -45,13 +47,13 @@ def shot_results(
     clip = source.open()
     tasks = source.tasks(clip, seed, shots, n_test)
     config = equal_epochs(source.config(seed), tasks, steps)
-    h = HiPro(clip, config=config).fit(tasks, progress=False)
+    methods = dict(zero_shot=ZeroShot(seed=seed), linear_probe=LinearProbe(config=config))
+    fitted = {n: m.fit(clip, tasks, progress=False) for n,m in methods.items()}
+    tree = HiPro(config=config).fit(clip, tasks, progress=False)
     views = dict(coop='leaf', coop_mtl='root', shr_ind='flat', hipro='tree')
-    methods = dict(zero_shot=ZeroShot(clip, seed=seed), linear_probe=LinearProbe(clip, config=config))
-    for m in methods.values(): m.fit(tasks, progress=False)
-    methods |= {n: h.select(v) for n,v in views.items()}
+    fitted |= {n: tree.select(v) for n,v in views.items()}
     return dict(tasks=[t.name for t in tasks],
-                accuracy={n: list(m.evaluate(tasks).accuracy[0]) for n, m in methods.items()})
+                accuracy={n: list(f.evaluate(tasks).accuracy[0]) for n,f in fitted.items()})
 
 # %% ../../nbs/studies/85_shots.ipynb #43859966
 def run_shots(

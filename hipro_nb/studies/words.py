@@ -14,10 +14,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ..prompt import zero_shot_weights
-from ..frozen import FrozenCLIP
+from ..prompt import zero_shot_weights, FrozenCLIP
 from ..tasks import BadData, Task
-from ..hipro import Interval
+from ..results import Interval
 from ..mini import DOMAINS
 from .reports import Source, run_missing
 
