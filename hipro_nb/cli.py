@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'LOCK', 'HOLDER', 'DEMO', 'OFFICE_HOME', 'SIZES', 'PARTS', 'command_parser', 'memory_hint', 'run_command',
-           'pick_device', 'open_model', 'open_tasks', 'parse_seeds', 'usual_training', 'RunSettings', 'option_word',
-           'check_apart', 'holder', 'check_idle', 'hold', 'check_free', 'check_record', 'read_run', 'write_results',
-           'read_results', 'save_figures', 'new_method', 'uses_val', 'warn_of_val', 'fit_method', 'save_seed',
-           'files_digest', 'run_record', 'tasks_digest', 'seed_record', 'summary', 'finished_seeds', 'read_seed',
-           'check_seed', 'check_seeds', 'collect', 'fit_settings', 'run_fit', 'hipro_fit', 'load_run', 'name_images',
-           'run_predict', 'hipro_predict', 'run_demo', 'hipro_demo', 'bench_clip', 'bench_names', 'time_tower',
-           'bench_affinity', 'peak_mib', 'tower_step', 'memory_jobs', 'bench_memory', 'bench_accuracy', 'read_bench',
-           'run_bench', 'hipro_bench']
+           'pick_device', 'open_model', 'open_tasks', 'parse_seeds', 'usual_training', 'usual_recipe', 'RunSettings',
+           'option_word', 'check_apart', 'holder', 'check_idle', 'hold', 'check_free', 'check_record', 'read_run',
+           'write_results', 'read_results', 'save_figures', 'new_method', 'uses_val', 'warn_of_val', 'tuned_method',
+           'fit_method', 'save_seed', 'files_digest', 'run_record', 'tasks_digest', 'seed_record', 'summary',
+           'finished_seeds', 'read_seed', 'check_seed', 'check_seeds', 'collect', 'run_summary', 'look_for_tasks',
+           'fit_seeds', 'run_fit', 'hipro_fit', 'load_run', 'name_images', 'run_predict', 'hipro_predict', 'run_demo',
+           'hipro_demo', 'bench_clip', 'bench_names', 'time_tower', 'bench_affinity', 'peak_mib', 'tower_step',
+           'memory_jobs', 'bench_memory', 'bench_accuracy', 'read_bench', 'run_bench', 'hipro_bench']
 
 # %% ../nbs/running/70_cli.ipynb #a62f4a6a
 import argparse, hashlib, inspect, json, math, os, platform, shutil, statistics, subprocess, sys, time
@@ -39,23 +39,26 @@ from torch.nn import functional as F
 
 # %% ../nbs/running/70_cli.ipynb #cbac9f1d
 from .images import allow_pixels, as_images, bad_images, n_threads, refuse_bad
-from .tasks import BadData, Features, Task, safe_name, plain_text
+from .tasks import BadData, Features, Task, plain_text
+from .files import (safe_name, Plain, as_kind, load_tensors, read_file, read_json, save_tensors,
+                            write_atomic)
 from .store import FeatureStore, encode_tasks
 from .frozen import FrozenCLIP
-from .files import Plain, as_kind, load_tensors, read_file, read_json, save_tensors, write_atomic
 from .folders import scan_folder, load_image_folder
 from .escape import json_text, markdown_text, screen_text
 from .mini import MINI_TRAIN, mini_clip, mini_tasks
 from .tower import PromptTower, bench_tower, is_faster
 from .zoo import load_clip
 from .tree import TaskTree, balanced_tree, plot_affinity
-from .loop import NonFiniteLoss, first_difference
-from .train import TrainConfig, affinity_overhead, check_fields, class_index
+from .train import NonFiniteLoss, TrainConfig, below, check_fields, class_index
+from .loop import first_difference
+from .processes import affinity_overhead
 from .views import encode_views, known_hash, warn_of_leaks
 from .datasets import list_datasets, load_tasks
 from .datasets.sources import check_class_names, check_table, name_classes, read_classnames
 from .baselines import METHODS, RUN_OPTIONS, method_options, option_default, run_options, views_of
-from .method import Fitted, Method, ZeroShot, load_fitted
+from .method import RECIPES, Fitted, Method, ZeroShot, load_fitted
+from .tuning import Search, training_note, tune
 from .results import Result, compare, run_facts
 
 # %% ../nbs/running/70_cli.ipynb #6d0e2b5c
@@ -252,6 +255,17 @@ def usual_training(
     usual = MINI_TRAIN if data in EMBEDDED else dict(lr=1e-3, epochs=100, batch_size=20)
     return usual | {k: v for k,v in given.items() if v is not None}
 
+# %% ../nbs/running/70_cli.ipynb #66757076
+def usual_recipe(
+    data:str, # Folder of tasks or name of a data set
+    root:str|None, # Folder of the data set that it names
+    given:dict, # `lr`, `epochs`, `batch_size` and `views`, None where nothing was said
+    method:str = 'hipro', # Key of `METHODS`
+)->str: # 'fast' or 'paper'
+    "The recipe of a command that names none"
+    named = root is not None or data in EMBEDDED or method not in METHODS or not METHODS[method].fast
+    return 'paper' if named or any(v is not None for v in given.values()) else 'fast'
+
 # %% ../nbs/running/70_cli.ipynb #389d4c4c
 @dataclass(frozen=True)
 class RunSettings:
@@ -274,6 +288,8 @@ class RunSettings:
     views:int|None = None # Random views of each training image; None is the plain image, as 1 is
     # Pairs of prompt and class at a time; not in the record, since it changes numbers by rounding alone
     chunk:int|None = None
+    recipe:str = 'paper' # The paper's protocol, or 'fast'
+    tune:bool = False # Are its settings chosen on training images held back?
 
     def __post_init__(self):
         try:check_fields(self)
@@ -285,7 +301,32 @@ class RunSettings:
         if self.views == 1: object.__setattr__(self, 'views', None)
         if self.method not in METHODS:
             raise BadData(f"method {self.method!r}: expected one of {', '.join(METHODS)}")
+        self._check_recipe()
         self._check()
+
+# %% ../nbs/running/70_cli.ipynb #9760eafe
+@patch
+def fast(self:RunSettings)->dict: # Path of a field of the method -> value; none by the paper's protocol
+    "What the recipe sets"
+    return METHODS[self.method].fast if self.recipe == 'fast' else {}
+
+@patch
+def _check_recipe(self:RunSettings)->None:
+    "`BadData` for a recipe or a search that this method has not"
+    make = METHODS[self.method]
+    if self.recipe not in RECIPES: raise BadData(f"recipe {self.recipe!r}: expected {' or '.join(RECIPES)}")
+    if self.recipe == 'fast' and not make.fast:
+        raise BadData(f"--recipe fast with --method {self.method}: it has the paper's protocol alone")
+    if self.recipe == 'fast' and self.views:
+        raise BadData(
+            f"--views {self.views} with --recipe fast: every step has all images as they are; expected"
+            " --recipe paper")
+    if self.tune and not make.tunable:
+        raise BadData(f"--tune with --method {self.method}: it has no settings that a search would vary")
+    if self.tune and self.views:
+        raise BadData(
+            f"--tune with --views {self.views}: views of one image would be learned from and held back;"
+            " expected one of them")
 
 # %% ../nbs/running/70_cli.ipynb #6b44568c
 @patch
@@ -308,7 +349,9 @@ def _check(self:RunSettings)->None:
 @patch
 def training(self:RunSettings)->dict: # `lr`, `epochs`, `batch_size`
     "Training settings, given or usual"
-    return usual_training(self.data, lr=self.lr, epochs=self.epochs, batch_size=self.batch_size)
+    given = dict(lr=self.lr, epochs=self.epochs, batch_size=self.batch_size)
+    if not self.fast(): return usual_training(self.data, **given)
+    return {k: self.fast()[f'config.{k}'] if v is None else v for k,v in given.items()}
 
 # %% ../nbs/running/70_cli.ipynb #fa59308f
 @patch
@@ -316,7 +359,7 @@ def config(self:RunSettings,
     seed:int, # Seed of prompts and batches
 )->TrainConfig: # Settings of one seed
     "What training is given; one of its epochs passes over all views, so over each image that many times"
-    own = self.training()
+    own = below(self.fast(), 'config') | self.training()
     return TrainConfig(**own | dict(epochs=own['epochs'] // (self.views or 1)), dtype=self.dtype, seed=seed)
 
 @patch
@@ -346,7 +389,9 @@ def record(self:RunSettings,
     precision:str|None = None, # What the text tower computes in where nothing else is asked for
 )->dict: # Plain values
     "What a run remembers of its settings: what is used"
-    own = {k: v for k,v in (asdict(self) | self.used()).items() if k != 'chunk'}
+    usual = dict(recipe='paper', tune=False) # not told, as in files of versions that had nothing else
+    told = {k: v for k,v in (asdict(self) | self.used()).items() if k != 'chunk'}
+    own = {k: v for k,v in told.items() if k not in usual or v != usual[k]}
     if 'dtype' in run_options(METHODS[self.method]): own['dtype'] = own['dtype'] or precision
     return own
 
@@ -354,9 +399,10 @@ def record(self:RunSettings,
 def for_method(self:RunSettings,
     name:str, # Key of `METHODS`
 )->RunSettings: # Without the options that this method has no use for
-    "The same settings for another method"
-    takes = run_options(METHODS[name])
-    return replace(self, method=name, **{k: None for k in RUN_OPTIONS if k not in takes})
+    "The same settings for another method; by the protocol where it has no fast recipe"
+    make, takes = METHODS[name], run_options(METHODS[name])
+    known = dict(recipe=self.recipe if make.fast else 'paper', tune=self.tune and bool(make.tunable))
+    return replace(self, method=name, **known, **{k: None for k in RUN_OPTIONS if k not in takes})
 
 # %% ../nbs/running/70_cli.ipynb #a64f1025
 def option_word(
@@ -594,6 +640,7 @@ def new_method(
     make = METHODS[settings.method]
     takes = method_options(make)
     known = dict(config=settings.config(seed)) if 'config' in takes else dict(seed=seed)
+    known |= {k: v for k,v in settings.fast().items() if '.' not in k}
     if settings.n_ctx is not None: known['n_ctx'] = settings.n_ctx
     if settings.chunk: known |= dict(chunk=settings.chunk, recompute=True)
     return make(**{k: v for k,v in known.items() if k in takes})
@@ -653,6 +700,20 @@ def warn_of_val(
         f'{sum(sizes.values())} validation images (of {names}) are {who}; to a method without a use for them'
         ' they are neither training nor test images')
 
+# %% ../nbs/running/70_cli.ipynb #4be0c70c
+def tuned_method(
+    method:Method, # As its run has it
+    settings:RunSettings, # What is run
+    clip:FrozenCLIP, # The frozen model
+    tasks:Sequence, # What it learns from
+    part:Path|None = None, # Folder of the seed, which keeps the trials in `tuning.json`
+)->Method: # The same, or with settings chosen on training images held back
+    "Searches where that was asked for, and says in a line what was found"
+    if not settings.tune: return method
+    found = tune(method, clip, tasks, Search(file=None if part is None else part/'tuning.json'))
+    print(f'seed {method.seed}: {found!r}', flush=True)
+    return found.method
+
 # %% ../nbs/running/70_cli.ipynb #f656f590
 def fit_method(
     clip:FrozenCLIP, # The frozen model
@@ -670,7 +731,10 @@ def fit_method(
     zero = ZeroShot(seed=seed).fit(clip, features)
     if method is None: return zero, [zero.evaluate(features)]
     given = tasks if method.wants_images(clip) else features
+    method = tuned_method(
+        method, settings, clip, given, None if checkpoint is None else Path(checkpoint).parent)
     fitted = method.fit(clip, given, store, checkpoint, progress)
+    if note := training_note(getattr(fitted, 'history', None)): warnings.warn(f'{fitted.title}: {note}')
     nodes = views_of(settings.method).values() if len(tasks) > 1 else ()
     every = [*[fitted.select(k) for k in nodes], fitted]
     return fitted, [zero.evaluate(features), *[f.evaluate(given) for f in every]]
@@ -854,7 +918,11 @@ def collect(
     return results
 
 # %% ../nbs/running/70_cli.ipynb #777d7a0d
-def _about_to_run(settings:RunSettings, clip:FrozenCLIP, tasks:Sequence)->str:
+def run_summary(
+    settings:RunSettings, # What is run
+    clip:FrozenCLIP, # The frozen model
+    tasks:Sequence, # The tasks of one seed
+)->str: # Such as "4 tasks, 12 classes, 24 images to learn from, ..."
     "What a run works on and where, in a line"
     size = {k: sum(len(t.parts.get(k, ())) for t in tasks) for k in ('train', 'test')}
     classes = len({c for t in tasks for c in t.classnames})
@@ -863,6 +931,7 @@ def _about_to_run(settings:RunSettings, clip:FrozenCLIP, tasks:Sequence)->str:
         f"{len(tasks)} {'task' if len(tasks) == 1 else 'tasks'}, {classes} classes, {size['train']} images to"
         f" learn from, {size['test']} to test on; model {plain_text(clip.name + weights)}, on {clip.device}")
 
+# %% ../nbs/running/70_cli.ipynb #c793fa75
 @dataclass(frozen=True)
 class _Run:
     "What the seeds of a run have in common"
@@ -882,7 +951,7 @@ def _fit_seed(run:_Run, seed:int, tasks:Sequence)->None:
     said = ', '.join(f'{r.method} {r.averages[0]:.2f}' for r in results)
     print(f'seed {seed}: {said} ({time.perf_counter()-began:.0f} s)', flush=True)
 
-def _fit_seeds(run:_Run, seeds:Sequence, tasks:Sequence)->None:
+def _fit_missing(run:_Run, seeds:Sequence, tasks:Sequence)->None:
     "Trains every seed that is not finished; `tasks` are those of the first"
     leaks = False
     for seed in seeds:
@@ -897,7 +966,11 @@ def _fit_seeds(run:_Run, seeds:Sequence, tasks:Sequence)->None:
         _fit_seed(run, seed, tasks)
 
 # %% ../nbs/running/70_cli.ipynb #529e5436
-def _look(settings:RunSettings, seed:int, download:bool)->None:
+def look_for_tasks(
+    settings:RunSettings, # What is run
+    seed:int, # A seed of the run
+    download:bool, # Fetch what is missing of a data set?
+)->None:
     "Are the tasks there? Asked before weights are fetched for them; what is to be said of them is said later"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -912,7 +985,7 @@ def _check_folders(settings:RunSettings, folder:Path, store:FeatureStore|None, r
     for s in finished_seeds(folder): read_seed(folder/f'seed{s}')
 
 # %% ../nbs/running/70_cli.ipynb #51e57118
-def fit_settings(
+def fit_seeds(
     settings:RunSettings, # What is run
     seeds:Sequence, # With which seeds
     folder:Path, # Folder of the run
@@ -929,7 +1002,8 @@ def fit_settings(
         warnings.warn(
             'no --model: the embedded model is used, which has seen nothing but drawings; for photographs,'
             ' name one, as --model RN50-quickgelu --pretrained openai')
-    if settings.pretrained and not Path(settings.pretrained).exists(): _look(settings, seeds[0], download)
+    if settings.pretrained and not Path(settings.pretrained).exists():
+        look_for_tasks(settings, seeds[0], download)
     clip = open_model(settings.model, settings.pretrained, device)
     tasks = settings.tasks(seeds[0], check=True, download=download)
     warn_of_val(tasks, [settings.method])
@@ -937,8 +1011,9 @@ def fit_settings(
     with hold(folder):
         check_free(folder, resume)
         check_record(folder, record, clip)
-        print(_about_to_run(settings, clip, tasks), flush=True)
-        _fit_seeds(_Run(settings, clip, folder, store or FeatureStore(None), progress, record), seeds, tasks)
+        print(run_summary(settings, clip, tasks), flush=True)
+        run = _Run(settings, clip, folder, store or FeatureStore(None), progress, record)
+        _fit_missing(run, seeds, tasks)
         results = collect(folder, sorted({*seeds, *finished_seeds(folder)}))
     files = ('results.json', 'results.md', 'diagnosis.txt', 'affinity.png', 'tree.svg')
     written, said = [n for n in files if (folder/n).exists()], ''
@@ -952,6 +1027,8 @@ def run_fit(
     model:str|None = None, # open_clip name or model folder; the embedded model if not given
     pretrained:str|None = None, # open_clip tag (may be fetched) or a weights file
     method:str = 'hipro', # A name from the registry: hipro, coop, zero_shot, ...
+    recipe:str|None = None, # fast (150 steps, for one's own folder) or paper; by default as DATA suggests
+    tune:bool = False, # Choose rate and more on training images held back, for each seed anew?
     shots:int|None = None, # Training images per class
     fraction:float|None = None, # Share of the images for training, such as 0.1
     train_list:str|None = None, # JSON of training images, task -> relative paths; the rest is test
@@ -964,8 +1041,7 @@ def run_fit(
     out:str = 'runs', # Folder of runs
     resume:bool = False, # Go on with a run that is there, keeping its finished seeds?
     root:str|None = None, # Folder that holds the data set that DATA names
-    # Take a data set whose numbers of images are not the published ones, such as a part of it?
-    any_counts:bool = False,
+    any_counts:bool = False, # Take a data set whose numbers of images are not the published ones?
     # Fetch what is missing below ROOT, where the data set has an official address with a checksum?
     download:bool = False,
     views:int|None = None, # Random views (crop, mirror) of each training image; it must divide the epochs
@@ -979,11 +1055,12 @@ def run_fit(
     "Trains prompts for a folder of tasks over several seeds, prints the table and writes OUT/NAME"
     of_data = dict(shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images,
                    root=root, any_counts=any_counts)
-    of_training = dict(
-        n_ctx=n_ctx, lr=lr, epochs=epochs, batch_size=batch_size, dtype=dtype, views=views, chunk=chunk)
-    settings = RunSettings(data, model, pretrained, method, **of_data, **of_training)
+    given = dict(lr=lr, epochs=epochs, batch_size=batch_size, views=views)
+    of_training = given | dict(n_ctx=n_ctx, dtype=dtype, chunk=chunk, tune=tune)
+    recipe = usual_recipe(data, root, given, method) if recipe is None else recipe
+    settings = RunSettings(data, model, pretrained, method, **of_data, **of_training, recipe=recipe)
     folder = Path(out)/(name or safe_name(f'{Path(settings.data).name}-{method}'))
-    return fit_settings(settings, parse_seeds(seeds), folder, resume, device,
+    return fit_seeds(settings, parse_seeds(seeds), folder, resume, device,
                         FeatureStore(store or Path(out) / 'features'), download=download)
 
 # %% ../nbs/running/70_cli.ipynb #9bdd5756
@@ -1109,7 +1186,7 @@ def run_demo(
         **(DEMO | ({} if epochs is None else dict(epochs=epochs))))
     if not resume and (folder/'run.json').exists() and read_run(folder)['settings'].get('data') in EMBEDDED:
         with hold(folder): _forget(folder)
-    return fit_settings(settings, parse_seeds(seeds), folder, resume)
+    return fit_seeds(settings, parse_seeds(seeds), folder, resume)
 
 def hipro_demo(
     argv:list|None = None, # Words of the command line; those of the process by default

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['image_ids', 'paired_hits', 'image_interval', 'measured', 'chosen_methods', 'runnable', 'without_effect',
-           'comparison_record', 'comparison_folder', 'warn_of_old', 'Fit', 'Given', 'SeedData', 'train_one', 'free_gib',
-           'usual_jobs', 'Workers', 'fits_to_do', 'Plan', 'train_missing', 'MethodTable', 'read_runs', 'read_table',
-           'reported_averages', 'save_table', 'run_compare', 'hipro_compare', 'compare_settings']
+           'other_recipes', 'comparison_record', 'comparison_folder', 'warn_of_old', 'Fit', 'Given', 'SeedData',
+           'train_one', 'free_gib', 'usual_jobs', 'Workers', 'fits_to_do', 'Plan', 'train_missing', 'MethodTable',
+           'read_runs', 'read_table', 'reported_averages', 'save_table', 'run_compare', 'hipro_compare',
+           'compare_methods']
 
 # %% ../nbs/running/71_compare.ipynb #ab353e28
 import csv, hashlib, importlib.util, io, json, math, multiprocessing, os, pickle, shutil, signal, sys
@@ -27,10 +28,10 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 # %% ../nbs/running/71_compare.ipynb #5cdf5d6e
-from .tasks import BadData, safe_name, plain_text
+from .tasks import BadData, plain_text
+from .files import safe_name, Plain, as_kind, check_writable, read_json, write_atomic
 from .store import FeatureStore
 from .frozen import FrozenCLIP
-from .files import Plain, as_kind, check_writable, read_json, write_atomic
 from .escape import csv_text, html_table, latex_rows, markdown_table, markdown_text, text_table
 from .train import NonFiniteLoss, TrainConfig
 from .views import encode_views, own_cores, warn_of_leaks
@@ -38,11 +39,11 @@ from .results import Interval, Result, compare
 from .method import Fitted, Method, load_fitted
 from .tree import TaskTree
 from .baselines import RUN_OPTIONS, host_of, run_options, views_of
-from .cli import (EMBEDDED, METHODS, RunSettings, _about_to_run, _look, check_apart, check_seed, hold,
-                          memory_hint)
+from .cli import (EMBEDDED, METHODS, RunSettings, run_summary, look_for_tasks, check_apart,
+                          check_seed, hold, memory_hint)
 from .cli import (new_method, open_model, option_word, parse_seeds, peak_mib, pick_device,
                           run_command, run_record)
-from .cli import seed_record, warn_of_val
+from .cli import seed_record, tuned_method, usual_recipe, warn_of_val
 
 # %% ../nbs/running/71_compare.ipynb #4b88793d
 def image_ids(
@@ -195,6 +196,17 @@ def without_effect(
         if left: idle.setdefault(', '.join(left), []).append(option_word(k))
     return '; '.join(f"without effect in {who}: {', '.join(options)}" for who,options in idle.items())
 
+# %% ../nbs/running/71_compare.ipynb #172dbcdc
+def other_recipes(
+    names:Sequence, # Methods of a comparison
+    settings:RunSettings, # What is run
+)->str: # A line; empty where all go by the same recipe
+    "Which methods have no fast recipe where the others go by theirs"
+    left = [n for n in names if not METHODS[n].fast and n != 'zero_shot']
+    if settings.recipe != 'fast' or not left: return ''
+    advice = '' if settings.tune else ', whose rate need not suit the model: --tune gives each method its own'
+    return f"by the paper's protocol: {', '.join(left)}{advice}"
+
 # %% ../nbs/running/71_compare.ipynb #04082839
 def comparison_record(
     settings:RunSettings, # What is run; its method does not matter
@@ -246,16 +258,21 @@ class Fit:
         return self.folder/self.name/f'seed{self.seed}'
 
 @patch
+def own(self:Fit)->RunSettings: # Without what its method has no use for
+    "What is run for its method"
+    return self.settings.for_method(self.name)
+
+@patch
 def method(self:Fit)->Method: # Its settings
     "Its method, with the options that this has a use for"
-    return new_method(self.settings.for_method(self.name), self.seed)
+    return new_method(self.own(), self.seed)
 
 @patch
 def record(self:Fit,
     about:dict, # What `seed_record` says of the seed
 )->dict: # The same of this method
     "What the files of this run say of themselves"
-    return about | dict(settings=self.settings.for_method(self.name).record(about['clip']['dtype']))
+    return about | dict(settings=self.own().record(about['clip']['dtype']))
 
 # %% ../nbs/running/71_compare.ipynb #9d2e773a
 def _finished(folder: Path, method: str, seed: int) -> bool:
@@ -320,9 +337,11 @@ def views(self:Fit)->dict: # What `select` is to be asked for, by key
 def _fit_one(fit:Fit, clip:FrozenCLIP, given:Given, progress:bool)->Result:
     "Fits a method on what it works on, tests and stores it and its views"
     resumed, point = (fit.part/'checkpoint').exists(), fit.part/'checkpoint'
-    def learn(): return fit.method().fit(clip, given.tasks, checkpoint=point, progress=progress)
+    def learn():
+        method = tuned_method(fit.method(), fit.own(), clip, given.tasks, fit.part)
+        return method.fit(clip, given.tasks, checkpoint=point, progress=progress)
     whole, cost = measured(learn, clip.device)
-    views = fit.views() if len(given.tasks) > 1 else {}
+    views = fit.views() if len(given.tasks) > 1 and not fit.settings.tune else {} # each with its own settings
     for n in [*views, fit.name]:
         fitted = whole.select(views[n]) if n in views else whole
         own = dict(parameters=fitted.n_parameters, resumed=resumed)
@@ -571,7 +590,8 @@ def _train_here(plan:Plan, seed:int, data:SeedData, failed:dict)->None:
 def _packed(plan:Plan, seed:int, data:SeedData)->list:
     "The fits of a seed that are to be done, `(fit, bytes)`"
     packs, jobs = {}, []
-    for name in fits_to_do(plan.names, seed, plan.folder, len(data.tasks) > 1):
+    together = len(data.tasks) > 1 and not plan.settings.tune
+    for name in fits_to_do(plan.names, seed, plan.folder, together):
         fit = plan.fit(name, seed)
         kind = fit.method().wants_images(plan.clip) # tasks of one kind are packed once
         if kind not in packs: packs[kind] = pickle.dumps(vars(data.given(fit, kind)))
@@ -938,10 +958,11 @@ def save_table(
 # %% ../nbs/running/71_compare.ipynb #7b1f02f8
 def _opened(settings:RunSettings, seed:int, device:str, download:bool, progress:bool)->tuple:
     "The model, and the tasks of a seed after a look at every image; the data before weights are fetched"
-    if settings.pretrained and not Path(settings.pretrained).exists(): _look(settings, seed, download)
+    if settings.pretrained and not Path(settings.pretrained).exists():
+        look_for_tasks(settings, seed, download)
     clip = open_model(settings.model, settings.pretrained, device)
     tasks = settings.tasks(seed, check=True, download=download)
-    print(_about_to_run(settings, clip, tasks), flush=True)
+    print(run_summary(settings, clip, tasks), flush=True)
     return clip, tasks
 
 # %% ../nbs/running/71_compare.ipynb #dcaf4e2f
@@ -954,6 +975,8 @@ def run_compare(
     shots:int|None = None, # Training images per class
     fraction:float|None = None, # Share of the images for training, such as 0.1
     train_list:str|None = None, # JSON of training images, task -> relative paths; the rest is test
+    recipe:str|None = None, # fast (150 steps, for one's own folder) or paper; by default as DATA suggests
+    tune:bool = False, # Choose each method's rate and more on training images held back, for each seed anew?
     lr:float|None = None, # Learning rate; 0.001 if not given, the embedded benchmark's own on its data
     epochs:int|None = None, # Epochs; 100 if not given, or the embedded benchmark's
     n_ctx:int|None = None, # Context tokens of a prompt; each method's own number if not given, 16 for most
@@ -961,8 +984,7 @@ def run_compare(
     out:str = 'runs', # Folder of runs; what is finished there is used
     root:str|None = None, # Folder that holds the data set that DATA names
     any_counts:bool = False, # Take a data set whose numbers of images are not the published ones?
-    # Fetch what is missing below ROOT, where the data set has an official address with a checksum?
-    download:bool = False,
+    download:bool = False, # Fetch what is missing below ROOT, from an official address with a checksum?
     views:int|None = None, # Random views (crop, mirror) of each training image; it must divide the epochs
     reported:bool = False, # Add the paper's averages where data, protocol and backbone are its own?
     report:str|None = None, # File that gets the table's JSON too, for a report notebook
@@ -973,16 +995,16 @@ def run_compare(
     store:str|None = None, # Folder that keeps image features between runs; OUT/features if not given
     jobs:int|None = None, # Fits at a time, a process each; 0: this one; if not given as many as the CPU bears
 )->MethodTable: # Shows itself in a notebook
-    """Trains what is missing of methods and seeds, prints the table and writes it as Markdown, LaTeX, CSV and
-    JSON"""
+    "Trains what is missing of methods and seeds; prints the table, writes it as Markdown, LaTeX, CSV, JSON"
     of_data = dict(shots=shots, fraction=fraction, train_list=train_list, skip_bad_images=skip_bad_images,
                    root=root, any_counts=any_counts)
-    of_training = dict(
-        n_ctx=n_ctx, lr=lr, epochs=epochs, batch_size=batch_size, dtype=dtype, views=views, chunk=chunk)
+    given = dict(lr=lr, epochs=epochs, batch_size=batch_size, views=views)
+    of_training = given | dict(n_ctx=n_ctx, dtype=dtype, chunk=chunk, tune=tune)
+    of_training['recipe'] = usual_recipe(data, root, given) if recipe is None else recipe
     settings = RunSettings(data, model, pretrained, **of_data, **of_training)
     kept = dict(store=FeatureStore(store or Path(out)/'features'), download=download, report=report)
     where = _place(data, out, device, jobs, report, store)
-    return compare_settings(settings, chosen_methods(methods), parse_seeds(seeds), out,
+    return compare_methods(settings, chosen_methods(methods), parse_seeds(seeds), out,
                             methods.strip() != 'all', reported, **kept, **where)
 
 # %% ../nbs/running/71_compare.ipynb #f10c5738
@@ -1003,7 +1025,7 @@ def _run_plan(plan:Plan, seeds:Sequence, jobs:int, left_out:dict)->MethodTable:
     return replace(table, left_out=left_out)
 
 # %% ../nbs/running/71_compare.ipynb #d0dbe1b5
-def compare_settings(
+def compare_methods(
     settings:RunSettings, # What is run; its method does not matter
     names:Sequence, # Methods
     seeds:Sequence, # Seeds
@@ -1021,7 +1043,8 @@ def compare_settings(
     without_effect(names, settings)
     clip, tasks = _opened(settings, seeds[0], device, download, progress)
     names, left_out = runnable(names, clip, settings, tasks, strict)
-    if said := without_effect(names, settings): print(said, flush=True)
+    for said in (without_effect(names, settings), other_recipes(names, settings)):
+        if said: print(said, flush=True)
     warn_of_val(tasks, names)
     record = comparison_record(settings, clip, tasks)
     folder = comparison_folder(out, record)

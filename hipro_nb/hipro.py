@@ -28,7 +28,8 @@ from .frozen import FrozenCLIP
 from .tower import PromptTower
 from .affinity import AffinityMeter
 from .tree import TaskTree, balanced_tree, flat_tree
-from .train import BatchPlan, TrainConfig, PromptRun, train_prompts
+from .train import BatchPlan, TrainConfig
+from .processes import PromptRun, train_prompts
 from .fuse import fuse_weights
 from .hierarchy import fit_hipro, node_slots
 from .method import UNSAVED, Fitted, Job, Method, check_groups, fact_field, tensor_field

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FrozenCLIP', 'tiny_clip', 'ClassTokens', 'word_ctx', 'Encoder', 'full_type', 'random_ctx', 'FullEncoder',
-           'zero_shot_weights']
+           'zero_shot_weights', 'tiny_tasks']
 
 # %% ../nbs/paper/02_prompt.ipynb #54c93565
 import hashlib
@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 # %% ../nbs/paper/02_prompt.ipynb #1442dcb7
-from .tasks import BadData, clean_name
+from .tasks import BadData, Task, clean_name, toy_tasks
 
 # %% ../nbs/paper/02_prompt.ipynb #94e86a43
 def _describe(preprocess)->str:
@@ -411,3 +411,14 @@ def zero_shot_weights(
     x = torch.cat([clip.encode_text(r) for r in rows.split(batch_size)])
     x = F.normalize(x.to(full_type(x.dtype)), dim=-1)
     return F.normalize(x.unflatten(0, (len(classnames),len(templates))).mean(1), dim=-1)
+
+# %% ../nbs/paper/02_prompt.ipynb #d48bdfde
+def tiny_tasks(
+    clip:FrozenCLIP, # A model
+    classes:Sequence, # Class names of each task
+    images:int=9, # Images of each part of a task
+    seed:int=0, # Of shifts and noise
+)->list[Task]: # `task0` and so on
+    "`toy_tasks` around the model's own features of the names"
+    names = list(dict.fromkeys(name for task in classes for name in task))
+    return toy_tasks(classes, zero_shot_weights(clip, names, ['{}']), images, seed)

@@ -35,8 +35,10 @@ from .escape import html_table, text_table
 from .prompt import zero_shot_weights
 from .method import Fitted, Job, Method, fact_field, task_templates, tensor_field
 from .results import Result
-from .loop import check_finite, run as run_loop, whole_step
-from .train import BatchPlan, TrainConfig, Trainer, below, check_fields, config_key, split_hash
+from .train import (BatchPlan, TrainConfig, Trainer, below, check_fields, check_finite,
+                            whole_step)
+from .loop import run as run_loop
+from .processes import config_key, split_hash
 from .views import known_hash
 from .visual import VisionTower, has_blocks
 

@@ -25,7 +25,8 @@ from .frozen import FrozenCLIP
 from .images import (Split, Unreadable, as_images, bad_images, each_image, file_stamp, hash_file,
                              image_hash, image_name, in_order, is_array, is_file, n_threads,
                              progress_bar, refuse_bad)
-from .tasks import BadData, Features, Task, check_tasks, clean_name, safe_name
+from .tasks import BadData, Features, Task, check_tasks, clean_name
+from .files import safe_name
 
 # %% ../nbs/engine/14_store.ipynb #a1d71025
 class _Table:
@@ -318,13 +319,13 @@ def features(self:FeatureStore,
     clip:FrozenCLIP, # The tower
     images, # Pictures in any form: see `as_images`
     batch_size:int=64, # Images encoded at a time on a GPU
-    progress:bool=True, # Show a progress bar on a terminal
-    desc:str='encoding', # What the bar says
+    progress:bool|str=True, # Show a progress bar on a terminal; a text is what it says
     keep:bool=True, # Keep what is new?
 )->Float[Tensor,'n d']: # Unit-norm features on the CPU, one row an image
     """Features of `images`, from the store where it has them; raise one `BadData` that lists all unreadable
     images."""
-    bar = partial(progress_bar, None, progress, desc=desc, unit='image')
+    said = progress if isinstance(progress, str) else 'encoding'
+    bar = partial(progress_bar, None, bool(progress), desc=said, unit='image')
     return torch.cat(
         [torch.zeros(0, clip.embed_dim),
          *(self._rows(clip, part, keep, batch_size, bar) for part in _parts(images) if part)])
@@ -334,14 +335,16 @@ def features(self:FeatureStore,
 def encode(self:FeatureStore,
     clip:FrozenCLIP, # The tower
     task:Task, # A task of images
+    progress:bool=True, # Show a progress bar on a terminal
     **kwargs, # For `FeatureStore.features`
 )->Task: # The same task with features
     "Put features in place of a task's images; a task that has features stays as it is."
     if task.is_encoded: return task
-    done = {
-        k: Features(self.features(clip, p.images, desc=clean_name(task.name)[:20], **kwargs), p.labels)
-        for k, p in task.parts.items()}
-    return Task(task.name, task.classnames, meta=task.meta, **done)
+    said = progress and clean_name(task.name)[:20]
+    def _features(part):
+        return Features(self.features(clip, part.images, progress=said, **kwargs), part.labels)
+    return Task(task.name, task.classnames, meta=task.meta,
+                **{k: _features(p) for k, p in task.parts.items()})
 
 def encode_tasks(
     clip:FrozenCLIP, # The tower

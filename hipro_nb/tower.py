@@ -23,7 +23,8 @@ from open_clip.model import CLIP
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransformer
 
 # %% ../nbs/engine/13_tower.ipynb #1adc671f
-from .prompt import ClassTokens, FrozenCLIP, full_type, random_ctx
+from .frozen import FrozenCLIP
+from .prompt import ClassTokens, full_type, random_ctx
 
 # %% ../nbs/engine/13_tower.ipynb #c197289e
 class _Layer(nn.Module):
@@ -266,24 +267,23 @@ def _prefix(self:PromptTower, ctx:Float[Tensor,'M T w'])->list[Tensor]:
 
 # %% ../nbs/engine/13_tower.ipynb #94a7627d
 @patch
-def _attend(self:PromptTower, q:Tensor, k:Tensor, v:Tensor, kp:Tensor, vp:Tensor, plan:_Plan,
-            last:bool)->Tensor:
+def _attend(self:PromptTower, own:Sequence[Tensor], prefix:Sequence[Tensor], plan:_Plan, last:bool)->Tensor:
     """Attention of own tokens to their prompt's shared keys and to one another; of the end tokens alone if
     `last`."""
-    q,k,v = (z.unflatten(-1, (self.heads,-1)) for z in (q,k,v))
-    table,P = (plan.rows if last else plan.tokens),kp.shape[2]
-    kp,vp = (z if len(table.node)==len(z) else z.index_select(0, table.node) for z in (kp,vp))
+    q,k,v = (z.unflatten(-1, (self.heads,-1)) for z in own)
+    table,P = (plan.rows if last else plan.tokens),prefix[0].shape[2]
+    kp,vp = (z if len(table.node)==len(z) else z.index_select(0, table.node) for z in prefix)
     shared = table.back(table.into(q)@kp.mT)
     sizes = [(1 if last else n)*r for n,r in plan.groups]
     prob,out = [],[]
     for (n, r), qg, sg, kg, vg in zip(plan.groups, q.split(sizes), shared.split(sizes),
                                       *(z.split([n * r for n, r in plan.groups]) for z in (k, v))):
         qg, sg, kg, vg = (z.unflatten(0, (r, -1)) for z in (qg, sg, kg, vg))
-        own = _dots(qg, kg)
+        among = _dots(qg, kg)
         if not last:
-            own = own.masked_fill(
+            among = among.masked_fill(
                 torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)[:, None], -math.inf)
-        p = _softmax(torch.cat([sg, own], -1))
+        p = _softmax(torch.cat([sg, among], -1))
         prob.append(p[..., :P].flatten(0, 1))
         out.append(_mix(p[..., P:], vg).flatten(0, 1))
     return (table.back(table.into(torch.cat(prob))@vp) + torch.cat(out)).flatten(1)
@@ -312,7 +312,7 @@ def _rows(self:PromptTower, plan:_Plan, ctx:Tensor, *kv:Tensor)->Tensor:
                         ctx[:, self.tokens.n_shared :].flatten(0, 1).index_select(0, plan.source).to(x.dtype))
     for i,l in enumerate(self.layers):
         last = i+1==len(self.layers)
-        a = self._attend(*self._qkv(i, x, plan), kv[2*i], kv[2*i+1], plan, last)
+        a = self._attend(self._qkv(i, x, plan), kv[2*i:2*i+2], plan, last)
         x = l.finish(x.index_select(0, plan.end) if last else x, a)
     x = F.layer_norm(x.to(self.g.dtype), x.shape[-1:], self.g, self.b, self.norm_eps)
     return F.normalize(F.linear(x, self.proj, self.proj_bias), dim=-1)

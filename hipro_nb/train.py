@@ -4,33 +4,25 @@
 
 # %% auto #0
 __all__ = ['SECOND', 'EPSILON', 'MOMENTS', 'check_setting', 'check_fields', 'TrainConfig', 'plain_settings', 'lr_at', 'BatchPlan',
-           'class_index', 'ClassRows', 'class_rows', 'Trainer', 'below', 'PromptTrainer', 'make_optimizer',
-           'new_moments', 'share_moments', 'prefix_cost', 'Combine', 'tower_key', 'tensor_hash', 'split_hash',
-           'config_key', 'run_identity', 'PromptRun', 'train_prompts', 'affinity_overhead']
+           'class_index', 'ClassRows', 'class_rows', 'whole_step', 'NonFiniteLoss', 'check_finite', 'Trainer', 'below',
+           'PromptTrainer', 'make_optimizer', 'new_moments', 'share_moments', 'prefix_cost', 'Combine']
 
-# %% ../nbs/paper/06_train.ipynb #c83179b7
-import hashlib
+# %% ../nbs/paper/06_train.ipynb #5e752b62
 import math
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from fastcore.basics import patch, store_attr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from .affinity import AffinityMeter, copy_prompts, snapshot_overhead, snapshot_route, task_gradients
-from .prompt import Encoder
-from .tower import PromptTower
-from .tasks import BadData, Features, Task, check_tasks
-from .images import image_hash
-from .loop import NonFiniteLoss, check_finite, forget, run as run_loop, whole_step
+from .affinity import AffinityMeter, copy_prompts, snapshot_route, task_gradients
 from .loss import member_mask
+from .prompt import Encoder
+from .tasks import BadData, Task, check_tasks
 
 # %% ../nbs/paper/06_train.ipynb #8324fd83
 _kinds = {int: 'a whole number', float: 'a finite number', bool: 'True or False', str: 'a text',
@@ -217,6 +209,7 @@ class ClassRows:
     node:Int[Tensor,'P'] # Of each pair: position of its node in `active`
     cls:Int[Tensor,'P'] # Of each pair: its class id
     row:Int[Tensor,'M C'] # Row of each node and class among the pairs, -1 without
+    member:Bool[Tensor,'M N'] # Which node holds which task
 
 def class_rows(
     member:Bool[Tensor,'M N'], # Which node holds which task
@@ -228,7 +221,32 @@ def class_rows(
     active = need.any(1)
     node, cls = need[active].nonzero(as_tuple=True)
     row = torch.where(need, need.flatten().cumsum(0).view(need.shape) - 1, -1)
-    return ClassRows(active.nonzero().flatten(), node, cls, row)
+    return ClassRows(active.nonzero().flatten(), node, cls, row, member)
+
+# %% ../nbs/paper/06_train.ipynb #bb977d2c
+@contextmanager
+def whole_step(
+    trainable, # Its `clean` is False inside the block, and stays so if the block does not end
+):
+    "A block that changes the state"
+    trainable.clean = False
+    yield
+    trainable.clean = True
+
+# %% ../nbs/paper/06_train.ipynb #a02238d6
+class NonFiniteLoss(RuntimeError): "A loss or gradient that is not finite: training stopped before the step"
+
+def check_finite(
+    good:Bool[Tensor,'n'], # Which of a step's losses and gradients are finite
+    name:Callable, # Number of one that is not -> what it is called
+    step:int, # Steps taken, t
+    lr:float, # Learning rate of the run
+):
+    "`NonFiniteLoss` naming the step and the first that is not finite"
+    if good.all(): return
+    what = name(good.tolist().index(False))
+    raise NonFiniteLoss(f"step {step}: {what} is not finite; stopped before the step. "
+                        f"Expected a lower lr than {lr:g}, or features and parameters of ordinary size")
 
 # %% ../nbs/paper/06_train.ipynb #2a073e08
 class Trainer:
@@ -317,7 +335,7 @@ def _tower_ids(tower, tasks):
         for name in task.classnames:
             if name not in ids:
                 raise BadData(
-                    f"class {name!r} of task {task.name!r} is unknown to the tower; expected a PromptTower"
+                    f"class {name!r} of task {task.name!r} is unknown to the tower; expected an encoder"
                     " over class_index(tasks)[0]")
     return [torch.tensor([ids[name] for name in task.classnames]) for task in tasks]
 
@@ -333,30 +351,30 @@ def _check_groups(groups, n_tasks, shared):
             "a meter or a combine needs prompts that all tasks share; expected every group to hold all tasks")
 
 # %% ../nbs/paper/06_train.ipynb #2f80ef10
+@dataclass(eq=False, repr=False)
 class PromptTrainer(Trainer):
     "All nodes' prompts with their optimiser; one `step` trains every node that the batch concerns"
-    def __init__(self,
-        tower:Encoder, # Encoder over the tasks' class names
-        tasks:Sequence[Task], # Encoded tasks
-        groups:Sequence, # Task indices of each node
-        config:TrainConfig=TrainConfig(), # Settings
-        scale:float=100., # 1/τ of Eq. 1, the tower's `logit_scale`
-        ctx:Tensor|None=None, # Prompts to start from
-        meter:AffinityMeter|None=None, # Collects the affinity
-        # Makes a step's gradient out of the tasks' own, a `Combine`; their sum if None
-        combine:Callable|None=None,
-    ):
-        store_attr()
-        check_tasks(tasks)
-        for task in tasks:
+    tower:Encoder # Encoder over the tasks' class names
+    tasks:Sequence # Encoded tasks
+    groups:Sequence # Task indices of each node
+    config:TrainConfig=TrainConfig() # Settings
+    scale:float=100. # 1/τ of Eq. 1, the tower's `logit_scale`
+    ctx:Tensor|None=None # Prompts to start from; then those in training
+    meter:AffinityMeter|None=None # Collects the affinity
+    # Makes a step's gradient out of the tasks' own, a `Combine`; their sum if None
+    combine:Callable|None=None
+
+    def __post_init__(self):
+        check_tasks(self.tasks)
+        for task in self.tasks:
             if not task.is_encoded:
                 raise BadData(f"task {task.name!r} holds images; expected features, from encode_tasks")
-        _check_groups(groups, len(tasks), meter or combine)
-        self.groups, self.numbers = [tuple(g) for g in groups], range(len(groups))
+        _check_groups(self.groups, len(self.tasks), self.meter or self.combine)
+        self.groups, self.numbers = [tuple(g) for g in self.groups], range(len(self.groups))
         self.rows_seen = {}
         self._place_data()
         self._place_prompts()
-        super().__init__(config, self.plan, self.log_scale * 0, 'meter', 'combine')
+        super().__init__(self.config, self.plan, self.log_scale * 0, 'meter', 'combine')
 
     def __repr__(self):
         return (
@@ -445,10 +463,10 @@ def losses(self:PromptTrainer,
     rows:ClassRows, # Which pairs they are
     task:Int[Tensor,'B'], # Task of each image
     image:Int[Tensor,'B'], # Its index in the task
-    member:Bool[Tensor,'M N'], # Which node holds which task
     scale:Tensor|float, # 1/τ, of all nodes or of each
 )->Float[Tensor,'M N']: # Eq. 1 for each node and task; 0 without images or membership
     "Losses of all nodes and tasks: one product of images and weights, one softmax over (image, node) pairs"
+    member = rows.member
     b, m = member.T[task].nonzero(as_tuple=True)
     t, at = task[b], self.first[task] + image
     col = rows.row[m[:, None], self.padded[t]]
@@ -490,7 +508,7 @@ def node_losses(self:PromptTrainer,
     "Encode what the batch needs, once, and take all losses"
     present = torch.bincount(task, minlength=member.shape[1]) > 0
     rows = self._rows(present, member)
-    return self.losses(self._encode(ctx, rows), rows, task, image, member, scale)
+    return self.losses(self._encode(ctx, rows), rows, task, image, scale)
 
 # %% ../nbs/paper/06_train.ipynb #ae4c91e4
 @patch
@@ -615,8 +633,8 @@ class Combine:
     )->Float[Tensor,'M p']: # Gradient to step with
         "The sum over the tasks"
         return grads.sum(1)
-    def settings(self)->dict: # Plain values, for JSON
-        "What must be the same for a checkpoint to fit"
+    def settings(self)->dict: # Plain values
+        "What must be the same for a run to go on"
         return {}
     def state_dict(self)->dict: # Tensors
         "What the next step depends on"
@@ -624,57 +642,6 @@ class Combine:
     def load_state_dict(self,
         state:dict, # What `state_dict` gave
     ): "Go on from `state`"
-
-# %% ../nbs/paper/06_train.ipynb #438f8e77
-def tower_key(
-    tower:PromptTower, # Tower of a run
-)->dict: # Plain values
-    "What identifies a tower: model, precision, classes, the context's length and place"
-    return dict(model=tower.clip.key, dtype=str(tower.dtype), n_ctx=tower.n_ctx, position=tower.position,
-                classnames=list(tower.classnames))
-
-def tensor_hash(
-    *tensors:Tensor, # On any device
-)->str: # 16 hexadecimal digits
-    "SHA-256 of the tensors' bytes, shortened"
-    h = hashlib.sha256()
-    for t in tensors: h.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return h.hexdigest()[:16]
-
-def split_hash(
-    part:object, # A `Split` or `Features`
-)->str: # 16 hexadecimal digits
-    "Hash of labels and features, or of labels and pictures"
-    if isinstance(part, Features): return tensor_hash(part.labels, part.x)
-    pictures = b''.join(image_hash(part.images[i]) for i in range(len(part)))
-    return hashlib.sha256(tensor_hash(part.labels).encode() + pictures).hexdigest()[:16]
-
-# %% ../nbs/paper/06_train.ipynb #64eec843
-def config_key(
-    config:TrainConfig, # Settings of a run
-)->dict: # Plain values
-    "The settings that must agree; where a run computes and how often it is kept may change"
-    return {k: v for k, v in plain_settings(config).items() if k not in ('device', 'checkpoint_every')}
-
-def run_identity(
-    tasks:Sequence, # Tasks of the run
-    config:TrainConfig, # Its settings
-    **more, # What else must agree, plain values
-)->dict: # Plain values, for JSON
-    "What must be the same for a checkpoint to fit"
-    each = [
-        dict(name=t.name, images=len(t.train), classnames=list(t.classnames), data=split_hash(t.train))
-        for t in tasks]
-    return dict(config=config_key(config), tasks=each, **more)
-
-@patch
-def identity(self:PromptTrainer)->dict: # Plain values, for JSON
-    "What must be the same for a checkpoint to fit: tower, settings, tasks, groups, first prompts"
-    m, by = self.meter, self.combine
-    return run_identity(self.tasks, self.config, tower=tower_key(self.tower), scale=float(self.scale),
-        groups=[list(g) for g in self.groups], meter=None if m is None else dict(every=m.every, kind=m.kind),
-        combine=None if by is None else dict(by.settings(), name=type(by).__name__),
-        prompts=dict(shape=list(self.ctx.shape), values=tensor_hash(self.start)))
 
 # %% ../nbs/paper/06_train.ipynb #526cad2d
 @patch
@@ -695,152 +662,3 @@ def load_state(self:PromptTrainer,
     "Go on from `state`"
     for name, t in self._kept().items(): t.copy_(state[name])
     Trainer.load_state(self, state)
-
-# %% ../nbs/paper/06_train.ipynb #0bcebc65
-@dataclass(eq=False)
-class PromptRun:
-    "What training gives"
-    ctx:Float[Tensor,'M T w'] # Trained prompts, on the CPU
-    groups:list # Task indices of each node
-    history:Float[Tensor,'E M'] # Mean loss of each node (Eq. 2) in each epoch
-    log_scale:Float[Tensor,'M']|None=None # Logarithm of 1/τ of each node, if learned
-    steps:int=0 # Steps taken, over all epochs
-    seconds:float=0. # Time of this process's own steps
-    meter:AffinityMeter|None=None # The affinity collected on the way
-    def __repr__(self):
-        first, last = self.history[0].mean(), self.history[-1].mean()
-        return f"PromptRun({len(self.ctx)} nodes, {self.steps} steps, loss {first:.3f} -> {last:.3f})"
-
-# %% ../nbs/paper/06_train.ipynb #0073d307
-@contextmanager
-def _placed(tower, config):
-    "The tower in the run's precision and on its device; afterwards back where it was"
-    dtype = getattr(torch, config.dtype) if config.dtype else tower.dtype
-    if dtype != tower.dtype:
-        tower = PromptTower(tower.clip, tower.classnames, tower.n_ctx, tower.position, dtype, tower.chunk,
-                            tower.recompute, tower.obstacle == 'asked for')
-    home = tower.ids.device
-    for part in (tower, tower.clip): part.to(config.device or home)
-    try: yield tower
-    finally:
-        for part in (tower, tower.clip): part.to(home)
-
-def _train_own(trainer, checkpoint, resume, progress):
-    "Train the nodes of this process"
-    if checkpoint and not resume: forget(checkpoint)
-    began, config = time.perf_counter(), trainer.config
-    run_loop(trainer, checkpoint, config.checkpoint_every, progress, 'prompts')
-    scales, seconds = trainer.log_scale if config.learn_temperature else None, time.perf_counter() - began
-    history = torch.stack(trainer.history)
-    return PromptRun(trainer.ctx, trainer.groups, history, scales, trainer.step, seconds, trainer.meter)
-
-# %% ../nbs/paper/06_train.ipynb #c64aa600
-def _world():
-    "Rank and number of processes; 0 and 1 without torch.distributed"
-    on = dist.is_available() and dist.is_initialized()
-    return (dist.get_rank(), dist.get_world_size()) if on else (0, 1)
-
-def _spread(part, own, n):
-    "Every rank's rows of a tensor, put together on all ranks"
-    whole = part.new_zeros(n, *part.shape[1:])
-    whole[own] = part
-    dist.all_reduce(whole)
-    return whole
-
-def _join_meter(meter, own, n, device):
-    "All prompts' sums in every process's meter"
-    count = meter.count.to(device)
-    dist.all_reduce(count, dist.ReduceOp.MAX)
-    meter.load_state_dict(dict(total=_spread(meter.total.to(device), own, n).cpu(), count=count.cpu()))
-
-def _join(part, own, groups, ctx, config, meter):
-    "One `PromptRun` out of every process's nodes"
-    n, none = len(groups), ctx.new_zeros(0)
-    grown = lambda x, *shape: _spread(x if part else none.new_zeros(0, *shape), own, n)
-    trained, history = grown(part and part.ctx, *ctx.shape[1:]), grown(
-        part and part.history.to(ctx).T.contiguous(), config.epochs)
-    scales = grown(part and part.log_scale) if config.learn_temperature else None
-    if meter is not None: _join_meter(meter, own, n, ctx.device)
-    facts = torch.tensor(
-        [part.steps, part.seconds] if part else [0.0, 0.0], dtype=torch.float64, device=ctx.device)
-    dist.all_reduce(facts, dist.ReduceOp.MAX)
-    return PromptRun(trained, groups, history.T, scales, int(facts[0]), float(facts[1]), meter)
-
-# %% ../nbs/paper/06_train.ipynb #586c7cce
-def _rank_file(checkpoint):
-    "A file of its own for each process, or None"
-    if not checkpoint: return None
-    file, (rank, world) = Path(checkpoint), _world()
-    return file.with_name(f"{file.stem}.{rank}of{world}{file.suffix}")
-
-def _train_shared(make, groups, ctx, config, meter, checkpoint, resume, progress):
-    "Train every `world`-th group in this process, then give all results to all processes"
-    rank, world = _world()
-    own, error, part = list(range(rank, len(groups), world)), None, None
-    try:part = _train_own(make(own), _rank_file(checkpoint), resume, progress and not rank) if own else None
-    except Exception as e: error = e
-    device = torch.device(config.device or ctx.device)
-    failed = torch.tensor(float(error is not None), device=device)
-    dist.all_reduce(failed)
-    if error: raise error
-    if failed:
-        raise NonFiniteLoss(
-            "another process stopped; its message says why. No checkpoint of this process was lost")
-    return _join(part, own, groups, ctx.to(device), config, meter)
-
-# %% ../nbs/paper/06_train.ipynb #08e4f44e
-def train_prompts(
-    tower:PromptTower, # Tower over the tasks' class names
-    tasks:Sequence[Task], # Encoded tasks
-    groups:Sequence, # Task indices of each node
-    config:TrainConfig=TrainConfig(), # Settings
-    scale:float=100., # 1/τ of Eq. 1, the tower's `logit_scale`
-    ctx:Float[Tensor,'M T w']|None=None, # Prompts to start from, random from `config.seed` if None
-    meter:AffinityMeter|None=None, # Collects the affinity on the way; then every group holds all tasks
-    checkpoint:str|Path|None=None, # File to keep the state in
-    resume:bool=True, # Go on from `checkpoint` if it is there
-    progress:bool=True, # Show how far it is, on standard error
-    # Makes a step's gradient out of the tasks' own; then every group holds all tasks
-    combine:Combine|None=None,
-)->PromptRun: # Trained prompts
-    "Train a prompt per group, all side by side; under `torchrun` the processes share out the groups"
-    if ctx is None: ctx = tower.init_ctx(len(groups), config.seed)
-    if len(ctx) != len(groups):
-        raise BadData(f"{len(ctx)} prompts for {len(groups)} nodes; expected one each")
-    def make(own):
-        "A trainer of the groups numbered `own`"
-        trainer = PromptTrainer(
-            tower, tasks, [groups[m] for m in own], config, scale, ctx[own], meter, combine)
-        trainer.numbers = own
-        return trainer
-    with _placed(tower, config) as tower:
-        if _world()[1] == 1:run = _train_own(make(list(range(len(groups)))), checkpoint, resume, progress)
-        else: run = _train_shared(make, groups, ctx, config, meter, checkpoint, resume, progress)
-    run.ctx, run.history = run.ctx.cpu(), run.history.cpu()
-    return run
-
-# %% ../nbs/paper/06_train.ipynb #16a33e09
-def affinity_overhead(
-    tower:PromptTower, # Tower over the tasks' class names
-    tasks:Sequence[Task], # Encoded tasks
-    n_prompts:int=8, # Shared prompts, trained side by side
-    every:int=5, # Steps from one snapshot to the next
-    config:TrainConfig=TrainConfig(), # Settings
-    rounds:int=5, # Timings of each kind, after one to warm up
-    clock:Callable=time.perf_counter, # Seconds; on a busy CPU, `time.process_time` and one thread
-)->dict: # Seconds of both kinds of step; extra steps per step, measured and counted
-    "Time plain steps and snapshots in turn, in one process, and compare their medians"
-    trainer = PromptTrainer(
-        tower, tasks, [range(len(tasks))] * n_prompts, config, meter=AffinityMeter(len(tasks), every))
-    task, image = trainer.batch(0)
-    seconds = dict(gradients=[], snapshot=[])
-    for r in range(rounds + 1):
-        for name, times in seconds.items():
-            began = clock()
-            float(getattr(trainer, name)(task, image)[1].sum())
-            if r: times.append(clock() - began)
-    plain, snap = map(np.median, seconds.values())
-    here = [k.tolist() for i, k in enumerate(trainer.ids) if (task == i).any()]
-    return dict(tasks=len(tasks), route=trainer.route(torch.bincount(task, minlength=len(tasks)) > 0),
-                step_s=float(plain), snapshot_s=float(snap), measured=float(snap / plain - 1) / every,
-                counted=snapshot_overhead(here, every, prefix_cost(tower)))

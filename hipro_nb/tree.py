@@ -257,7 +257,7 @@ def flat_tree(
 # %% ../nbs/paper/05_tree.ipynb #477ce089
 @patch
 def to_dict(self:TaskTree)->dict: # Lists and numbers only
-    "The tree as a dictionary for JSON."
+    "The tree as a dictionary of plain values."
     return dict(n_tasks=self.n_tasks, merges=[list(c) for c in self.merges], heights=list(self.heights),
                 affinities=list(self.affinities))
 

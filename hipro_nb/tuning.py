@@ -28,8 +28,8 @@ from .files import read_json, write_atomic
 from .frozen import FrozenCLIP
 from .images import progress_bar
 from .escape import html_table
-from .loop import NonFiniteLoss
-from .train import split_hash
+from .train import NonFiniteLoss
+from .processes import split_hash
 from .store import FeatureStore
 from .method import Fitted, Method, settings_of, with_settings
 
@@ -298,9 +298,10 @@ def plot(self:Tuned,
 def training_note(
     history:torch.Tensor|None, # Mean losses, one row per epoch; None where a method has none
     few:float = .02, # Share that a loss must have lost
+    few_epochs:int = 5, # Fewer say nothing
 )->str: # A sentence; empty where there is nothing to say
     "What the course of the losses says about the learning rate"
-    if history is None or len(history) < 2: return ''
+    if history is None or len(history) < few_epochs: return ''
     first, last = float(history[0].mean()), float(history[-1].mean())
     course = f"the mean loss went from {first:.3g} to {last:.3g}"
     if last > 1.05*first: return f"{course}: the learning rate is too high; try a tenth, or --tune"

@@ -332,11 +332,11 @@ def test_the_ten_as_coop_has_them():
     assert list(rows) == list(ds.the_ten)
     for name, (train, val, test, k, template) in rows.items():
         d = ds.the_ten[name]
-        given = d.scan.keywords
-        assert (d.counts, d.n_classes, given["meta"]["template"]) == (
+        given = d.scan.keywords["one"]
+        assert (d.counts, d.n_classes, given.meta["template"]) == (
             {name: dict(train=train, val=val, test=test)}, k, template)
         if name != "fgvc_aircraft":
-            assert (given["folder"], given["images"], given["split"]) == (
+            assert (given.folder, given.images, given.split_file) == (
                 TEN[name][0], TEN[name][1] or ".", f"split_zhou_{TEN[name][2]}.json")
 
 

@@ -117,8 +117,6 @@ def test_docs_links(site, nb):
             if target.startswith(BASE):
                 path = path[len(BASE):]
                 assert path in pages, f"{target}: the site has no such page"
-                # nbdev links helpers and members of a class body too, without entries of their own
-                if "_" == anchor[0] or "." in anchor: continue
                 to = pages[path]
             elif re.match(r"[a-z]+:", target): continue
             else:
@@ -127,6 +125,30 @@ def test_docs_links(site, nb):
                 assert NBS.resolve() in to.parents, f"{target} leaves nbs/: the site does not have it"
             if anchor and to.suffix == ".ipynb":
                 assert anchor in anchors(site, to), f"{target}: no such anchor there"
+
+
+def shown(c):
+    "What a cell puts on its page as Markdown."
+    if c["cell_type"] == "markdown": return [text(c["source"])]
+    data = [o.get("data", {}) for o in c.get("outputs", [])]
+    return [text(d["text/markdown"]) for d in data if "text/markdown" in d]
+
+
+@every
+def test_docs_markdown(site, nb):
+    """No link in code or in the text of a link, where it would stand as it is written; no name that only a
+    notebook's process knows; no HTML that would have the page load jQuery from elsewhere."""
+    for c in page(site, nb)[1]:
+        where = f"cell {text(c['source'])[:80]!r}"
+        for md in shown(c):
+            fences = "\n".join(re.findall(r"^```(?!\{=html\}).*?^```", md, re.M | re.S))
+            assert "](https://" not in fences or c["cell_type"] == "markdown", f"{where}: a link in code"
+            assert "__main__" not in md or c["cell_type"] == "markdown", f"{where}: a name of one process"
+            links = re.findall(r"\[[^\[\]]*\[[^\[\]]*\]\([^)\s]*\)[^\[\]]*\]\([^)\s]*\)", unquoted(md))
+            assert not [l for l in links if "![" not in l], f"{where}: a link in a link, {links}"
+        for o in c.get("outputs", []):
+            widgets = {"text/html", "application/vnd.jupyter.widget-view+json"} & set(o.get("data", {}))
+            assert not widgets, f"{where}: {widgets}"
 
 
 @every
@@ -187,3 +209,18 @@ def test_docs_settings():
     assert q["project"]["type"] == "website" and {"nbdev.yml", "sidebar.yml"} <= set(q["metadata-files"])
     assert "commonmark" in q["format"] and q["format"]["html"]["keep-md"] is True
     assert (NBS / q["format"]["html"]["css"]).exists()
+
+
+def test_read_site(tmp_path, monkeypatch):
+    "What `make docs-check` finds without a browser: links, names on a page, alternative texts."
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import check_site
+    (tmp_path / "a").mkdir()
+    good = '<a href="../b.html#here">x</a> <a href="https://example.org">x</a> <img src="p.png" alt="">'
+    bad = '<h2 id="here">x</h2><a href="a/c.html">x</a> <a href="#there">x</a> <img src="q.png">'
+    (tmp_path / "a/a.html").write_text(good, encoding="utf-8")
+    (tmp_path / "b.html").write_text(bad, encoding="utf-8")
+    (tmp_path / "404.html").write_text('<a href="/elsewhere/b.html">x</a>', encoding="utf-8")
+    assert list(check_site.faults_read(tmp_path)) == [
+        ("b.html", "a/c.html leads nowhere"), ("b.html", "#there: no such name there"),
+        ("b.html", "a picture without an alternative text: q.png")]

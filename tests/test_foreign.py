@@ -358,7 +358,7 @@ def test_predict_with_odd_words(home, tmp_path, capfd, monkeypatch, n):
 def test_compare_with_odd_words(home, tmp_path, capfd, monkeypatch, n):
     "Up to where the work would begin"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hipro_nb.compare.compare_settings", lambda *args, **kwargs: None)
+    monkeypatch.setattr("hipro_nb.compare.compare_methods", lambda *args, **kwargs: None)
     words = [home / "data", *USUAL, "--model", home / "model", "--methods", "coop"]
     options = ("--methods", "--jobs", "--report", *(o for o in FIT if o not in ("--method", "--name")))
     check_command(hipro_compare, [*map(str, words)], options, n, capfd)

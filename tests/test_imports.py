@@ -5,11 +5,11 @@ import ast
 import sys
 
 import pytest
-from project import LIB, ROOT, cells, chapters, is_exported, module_of, name, run, tree_of
+from project import LIB, ROOT, cells, chapters, is_exported, module_of, name, number, run, tree_of
 
-# These stand among the paper's chapters until what they know of files and processes has moved into the engine
-LATE = ("paper/06_loop.ipynb", "paper/06_train.ipynb", "paper/08_hipro.ipynb")
-LAST = next(i for i, nb in enumerate(chapters()) if name(nb) == "engine/17_weights.ipynb")
+# Chapters that stand before what they import; none
+LATE = ()
+LAST = max(i for i, nb in enumerate(chapters()) if name(nb).startswith("engine/"))
 # in reading order
 PLACE = {nb: i if name(nb) not in LATE else LAST + (i + 1) / 100 for i, nb in enumerate(chapters())}
 ORDER = {module_of(nb): i for nb, i in PLACE.items() if module_of(nb)}
@@ -59,6 +59,32 @@ def test_notebook_order(nb):
         for m, names in imports(tree_of(c)):
             assert "*" not in names or not (
                 m.startswith("hipro_nb") or is_exported(c)), f"cell {c['index']} imports * from {m}"
+
+
+@pytest.mark.parametrize("nb", chapters(), ids=name)
+def test_no_private_name_is_imported(nb):
+    "What another chapter needs has a name without an underscore."
+    for c in cells(nb, "code"):
+        for mod, names in imports(tree_of(c)):
+            private = [n for n in names if n.startswith("_")]
+            assert not (private and mod.startswith("hipro_nb")), f"cell {c['index']} imports {private}"
+
+
+PARTS = dict(start=range(0, 1), paper=range(1, 10), engine=range(10, 20), pictures=range(20, 40),
+             methods=range(40, 60), scheduling=range(60, 70), running=range(70, 80), studies=range(80, 100))
+PART_OF = {module_of(nb): list(PARTS).index(nb.parent.name) for nb in chapters() if module_of(nb)}
+
+
+@pytest.mark.parametrize("nb", chapters(), ids=name)
+def test_parts(nb):
+    "A chapter has a number of its part, and its module imports nothing from a later part."
+    assert number(nb) in PARTS[nb.parent.name], f"{name(nb)}: expected a number of {PARTS[nb.parent.name]}"
+    module = module_of(nb)
+    if not module or name(nb) in LATE: return
+    tree = ast.parse((LIB / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8"))
+    package = ("hipro_nb." + module).rpartition(".")[0]
+    later = [m for m in own(tree, package) if PART_OF.get(m, -1) > PART_OF[module]]
+    assert not later, f"{module} imports {', '.join(later)} from a later part"
 
 
 @pytest.mark.parametrize("module", sorted(PURE & ORDER.keys()))

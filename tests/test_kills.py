@@ -20,7 +20,7 @@ from tiny import image_folder, save_clip
 
 import hipro_nb.baselines.coop
 import hipro_nb.schedule
-import hipro_nb.train
+import hipro_nb.processes
 from hipro_nb.baselines import METHODS, method_options
 from hipro_nb.cli import hipro_fit
 from hipro_nb.zoo import load_clip
@@ -39,7 +39,7 @@ EPOCHS = dict(hipro=8, jscpt=15, proda=20, clip_adapter=20, cocoop=20)
 
 def keep_every_step():
     "Commands have no option for it, and so few steps that they would keep none but the first and the last."
-    for module in (hipro_nb.train, hipro_nb.baselines.coop, hipro_nb.schedule):
+    for module in (hipro_nb.processes, hipro_nb.baselines.coop, hipro_nb.schedule):
         module.run_loop = every_step(module.run_loop)
 
 

@@ -189,9 +189,8 @@ def test_readme_table_agrees():
     runs = {m: Result(m, ("a", "b"), (1, 2, 3), [[x - 1, x + 1] for x in xs]) for m, xs in points.items()}
     found = {m: json.loads(r.to_json()) for m, r in runs.items()}
     i = runs["HiPro"].paired_interval(runs["CoOp"])
-    row = (
-        f"| drawings | 3 | 50.0 | 65.0 | 61.0 | 66.0 | 68.2 | {i.mean:+.1f} ({i.low:+.1f} to {i.high:+.1f}) |"
-    )
+    gain = f"{i.mean:+.1f} ({i.low:+.1f}\u00a0to\u00a0{i.high:+.1f})"
+    row = f"| drawings | 3 | 50.0 | 65.0 | 61.0 | 66.0 | 68.2 | {gain} |"
     assert readme.results_row("drawings", found) == f"{row} IMTL 72.0, HiPro 68.2, Shr+Ind 66.0 |"
     del found["IMTL"]
     assert readme.results_row("drawings", found) == f"{row}  |"

@@ -45,7 +45,8 @@ def picture(nbs, chapter, label):
         shown = [o["data"]["image/png"] for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
         if said.get("label") == label and shown:
             caption, alt = (json.loads(said[k]) for k in ("fig-cap", "fig-alt"))
-            return f"![{alt}]({label}.png)\n\n*{caption}*", base64.b64decode(text(shown[0]))
+            # in one paragraph: alone, Pandoc would print the alternative text as a caption
+            return f"![{alt}]({label}.png)\\\n*{caption}*", base64.b64decode(text(shown[0]))
     sys.exit(f"{chapter} stores no figure labelled {label}")
 
 
@@ -82,7 +83,8 @@ def results_row(told, found):
     m, half = paired(found["HiPro"], found["CoOp"])
     best = sorted(found.values(), key=mean, reverse=True)[:3] if len(found) > len(FIVE) else []
     cells = [told, str(len(found["HiPro"]["seeds"])), *(f"{mean(found[k]):.1f}" for k in FIVE)]
-    cells += [f"{m:+.1f} ({m - half:+.1f} to {m + half:+.1f})"]
+    # an interval is not broken over lines
+    cells += [f"{m:+.1f} ({m - half:+.1f}\u00a0to\u00a0{m + half:+.1f})"]
     cells += [", ".join(f"{r['method']} {mean(r):.1f}" for r in best)]
     return "| " + " | ".join(cells) + " |"
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from ..tasks import BadData
 from ..frozen import FrozenCLIP
 from ..tower import PromptTower
-from ..train import TrainConfig, tower_key
+from ..train import TrainConfig
+from ..processes import tower_key
 from ..method import Fitted, Method, check_alike, tensor_field
 from .coop import fit_parameters, gather_train, own_scale, task_means
 from ..hipro import RATES, task_tower

@@ -19,9 +19,10 @@ from ..tasks import BadData, check_tasks
 from ..frozen import FrozenCLIP
 from ..loss import member_mask
 from ..tree import flat_tree, random_tree
-from ..loop import check_finite, run as run_loop, whole_step
-from ..train import (BatchPlan, PromptRun, TrainConfig, Trainer, make_optimizer, new_moments,
-                            run_identity, share_moments, tensor_hash)
+from ..train import (check_finite, whole_step, BatchPlan, TrainConfig, Trainer, make_optimizer,
+                            new_moments, share_moments)
+from ..loop import run as run_loop
+from ..processes import PromptRun, run_identity, tensor_hash
 from ..hipro import Nodes, PromptJob, PromptMethod
 
 # %% ../../nbs/methods/40_coop.ipynb #f6332930

@@ -18,8 +18,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from ..tasks import Task
-from ..loop import run as run_loop, whole_step
-from ..train import TrainConfig, run_identity, split_hash
+from ..loop import run as run_loop
+from ..train import whole_step, TrainConfig
+from ..processes import run_identity, split_hash
 from ..method import Fitted, Job, Method, fact_field, tensor_field
 
 # %% ../../nbs/methods/43_linear_probe.ipynb #b9309688

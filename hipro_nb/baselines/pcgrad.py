@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .coop import CoOpMTL
 from ..hipro import PromptJob
-from ..train import Combine, PromptRun
+from ..train import Combine
+from ..processes import PromptRun
 
 # %% ../../nbs/methods/45_pcgrad.ipynb #52248e2f
 def conflict_weights(

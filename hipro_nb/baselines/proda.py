@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from ..frozen import FrozenCLIP
 from ..tower import PromptTower
-from ..train import TrainConfig, tower_key
+from ..train import TrainConfig
+from ..processes import tower_key
 from ..method import UNSAVED, Fitted, Method, tensor_field
 from .coop import fit_parameters, gather_train, own_scale
 from ..hipro import RATES, PromptMethod, task_tower

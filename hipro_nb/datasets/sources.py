@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Protocol', 'read_protocol', 'Pool', 'draw_task', 'DataSet', 'check_counts', 'register_dataset', 'list_datasets',
-           'find_dataset', 'name_key', 'entries', 'find_folder', 'scan_classes', 'to_split', 'read_list', 'inside_root',
-           'check_present', 'check_lists', 'class_words', 'read_classnames', 'rename_classes', 'check_table',
-           'name_classes', 'check_class_names']
+           'find_dataset', 'name_key', 'entries', 'find_folder', 'scan_classes', 'to_split', 'read_lines', 'read_list',
+           'inside_root', 'check_present', 'check_lists', 'class_words', 'read_classnames', 'rename_classes',
+           'check_table', 'name_classes', 'check_class_names']
 
 # %% ../../nbs/pictures/26_sources.ipynb #1fc67c3d
 import difflib, os, re, unicodedata, warnings
@@ -293,7 +293,10 @@ def to_split(
         [p for ps in classes.values() for p in ps], [k for k, ps in enumerate(classes.values()) for _ in ps])
 
 # %% ../../nbs/pictures/26_sources.ipynb #2b2d57d5
-def _lines(path:Path, source:str='')->list:
+def read_lines(
+    path:Path, # A text file
+    source:str='', # Where the file is obtained, for the message
+)->list: # Its lines
     "Lines of a text file."
     try: return read_file(path).decode().removeprefix('\ufeff').splitlines()
     except UnicodeError as e: raise BadData(f'{path} is no text in UTF-8: expected lines of text') from e
@@ -306,7 +309,7 @@ def read_list(
 )->list: # Pairs of relative path and label
     "Read a list of files with labels; raise `BadData` with the line that has another form."
     out, path = [], as_path(path)
-    try: lines = _lines(path, source)
+    try: lines = read_lines(path, source)
     except OSError as e: raise BadData(f'cannot read the list {path}: {e.strerror or e}') from e
     for i,line in enumerate(lines, 1):
         if not line.strip(): continue
@@ -400,7 +403,7 @@ def read_classnames(
     "Read the table of class names beside the folders, if there is one."
     path, out = as_path(root)/'classnames.txt', {}
     if not os.path.lexists(path): return {}
-    try: lines = _lines(path)
+    try: lines = read_lines(path)
     except OSError as e:
         raise BadData(
             f'cannot read {path}: {e.strerror or e}; expected a line for each folder, its name and its words'

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LP_GRID', 'step_sizes', 'lp_start', 'fit_lp_plus']
 
-# %% ../../nbs/methods/55_lp_plus.ipynb #442c4554
+# %% ../../nbs/methods/55_lp_plus.ipynb #35396713
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from ..tasks import BadData
 from .clap import check_training, mean_loss
 from .probe import LinearHeads, Stack
 
-# %% ../../nbs/methods/55_lp_plus.ipynb #426acb70
+# %% ../../nbs/methods/55_lp_plus.ipynb #913ce05f
 def step_sizes(
     stack:Stack, # The tasks
     there:Float[Tensor,'B N n'], # 1 for an image that counts
@@ -37,7 +37,7 @@ def lp_start(
     alpha = blend*stack.scale*(means*stack.text).sum(-1).sum(-1)/(seen > 0).sum(-1).clamp(min=1)
     return means, alpha[..., None].expand(means.shape[:-1]).clone()
 
-# %% ../../nbs/methods/55_lp_plus.ipynb #6f3ed72c
+# %% ../../nbs/methods/55_lp_plus.ipynb #c86a7ed5
 def fit_lp_plus(
     stack:Stack, # The tasks
     there:Float[Tensor,'B N n'], # 1 for an image that counts in a problem
@@ -61,5 +61,5 @@ def fit_lp_plus(
             if e % 10 == 9: alpha -= turn[..., None]*by_alpha
     return LinearHeads((w + alpha[..., None]*stack.text).detach()/stack.scale)
 
-# %% ../../nbs/methods/55_lp_plus.ipynb #8ceb0643
-LP_GRID = tuple(dict(epochs=e, blend=b) for b in (1., 2.5, 6.) for e in (30, 100, 300))
+# %% ../../nbs/methods/55_lp_plus.ipynb #ef39b4fd
+LP_GRID = tuple(dict(epochs=e, blend=b) for b in (.3, 1., 2.5, 6.) for e in (10, 30, 100, 300))

@@ -7,7 +7,7 @@ __all__ = ['RIDGE', 'RIDGES', 'Stack', 'stack_tasks', 'spread_own', 'Descent', '
            'check_ridge', 'deal_folds', 'held_loss', 'without_folds', 'Choice', 'choose_ridge', 'LinearHeads',
            'choose_setting']
 
-# %% ../../nbs/methods/52_text_probe.ipynb #6c439f8b
+# %% ../../nbs/methods/52_text_probe.ipynb #3a7a3db7
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from ..tasks import BadData
 
-# %% ../../nbs/methods/52_text_probe.ipynb #a0be4f2e
+# %% ../../nbs/methods/52_text_probe.ipynb #096985b4
 @dataclass(frozen=True)
 class Stack:
     "The training images of N tasks side by side, padded"
@@ -38,7 +38,7 @@ class Stack:
         z = self.scale * torch.einsum('jnd,...jkd->...jnk', x, weights)
         return z.masked_fill(~self.open[:, None], -1e9)
 
-# %% ../../nbs/methods/52_text_probe.ipynb #c24d4375
+# %% ../../nbs/methods/52_text_probe.ipynb #d9a7f908
 def stack_tasks(
     tasks:Sequence, # N tasks of features
     text:Sequence, # Class weights `K d` of each task, unit norm or fused
@@ -66,7 +66,7 @@ def _check_text(tasks, text, scale)->None:
             raise BadData(f'task {t.name!r}: class weights of shape {shape}; expected finite {wanted}')
     if not 0 < scale < float('inf'): raise BadData(f'scale is {scale}; expected a finite number above 0')
 
-# %% ../../nbs/methods/52_text_probe.ipynb #110b63bc
+# %% ../../nbs/methods/52_text_probe.ipynb #29d0f802
 def spread_own(
     stack:Stack, # The tasks
 )->Callable: # Coefficients `B N n K` -> sums over the images `B N K d`
@@ -76,7 +76,7 @@ def spread_own(
         return torch.einsum('bjnk,jnd->bjkd', coef, stack.x)
     return spread
 
-# %% ../../nbs/methods/52_text_probe.ipynb #5ecb0470
+# %% ../../nbs/methods/52_text_probe.ipynb #5f352b77
 def _dot(a, b)->Float[Tensor,'B']: return (a*b).flatten(1).sum(1)
 def _tall(v): return v[:, None, None, None]
 
@@ -104,7 +104,7 @@ class Descent:
         "What coefficients do to the logits"
         return torch.einsum('jnd,bjkd->bjnk', self.stack.x, self.spread(coef))/self.ridge
 
-# %% ../../nbs/methods/52_text_probe.ipynb #ae13fb2f
+# %% ../../nbs/methods/52_text_probe.ipynb #0e368be7
 def _slope(self:Descent, length, along, linear, square)->tuple:
     "First and second derivative of the objective at a length along a direction"
     p = (self.logits + _tall(length)*along).softmax(-1)
@@ -127,7 +127,7 @@ def _best_length(self:Descent, step, along)->Float[Tensor,'B']:
         length = new
     return length
 
-# %% ../../nbs/methods/52_text_probe.ipynb #fda4d408
+# %% ../../nbs/methods/52_text_probe.ipynb #930d1f31
 def descend(
     d:Descent, # The problems, at any state
     tol:float=1e-5, # Norm of the residual against the first one's, at which a problem is solved
@@ -150,7 +150,7 @@ def descend(
         d.along, d.before = (step, along), (moved, size)
     return steps
 
-# %% ../../nbs/methods/52_text_probe.ipynb #54eef2e0
+# %% ../../nbs/methods/52_text_probe.ipynb #596c01e7
 # Without images held back: between what these prefer on drawings (.02 to .1) and on photographs (.001)
 RIDGE = .02
 
@@ -179,7 +179,7 @@ def check_ridge(
     "`BadData` unless it is a finite number above 0"
     if not 0 < ridge < float('inf'): raise BadData(f'ridge is {ridge}; expected a finite number above 0')
 
-# %% ../../nbs/methods/52_text_probe.ipynb #5a9f47e8
+# %% ../../nbs/methods/52_text_probe.ipynb #f6d4cc67
 def deal_folds(
     stack:Stack, # The tasks
     k:int=4, # Folds
@@ -213,8 +213,8 @@ def without_folds(
     "The images that each fold's fit learns from"
     return torch.stack([stack.there*(fold != f) for f in range(k)])
 
-# %% ../../nbs/methods/52_text_probe.ipynb #1f73dfc7
-RIDGES = (3., 1., .3, .1, .03, .01, .003, .001, .0003, .0001)
+# %% ../../nbs/methods/52_text_probe.ipynb #ae0597e0
+RIDGES = (3., 1., .3, .1, .03, .01, .003, .001, .0003, .0001, .00003, .00001)
 
 class Choice(NamedTuple):
     "A setting, and what it was chosen from"
@@ -238,7 +238,7 @@ def choose_ridge(
         if len(tried) > 2 and min(list(tried.values())[-2:]) > min(tried.values()): break
     return Choice(min(tried, key=tried.get), tried)
 
-# %% ../../nbs/methods/52_text_probe.ipynb #fadca6e1
+# %% ../../nbs/methods/52_text_probe.ipynb #d02a2907
 class LinearHeads(NamedTuple):
     "Class weights of B problems"
     weights:Float[Tensor,'B N K d'] # Class weights of each task

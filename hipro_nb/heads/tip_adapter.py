@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TIP_GRID', 'TIP_F_GRID', 'CacheHeads', 'fit_tip_adapter', 'fit_tip_adapter_f']
 
-# %% ../../nbs/methods/57_tip_adapter.ipynb #0e7b2ca2
+# %% ../../nbs/methods/57_tip_adapter.ipynb #a9af132f
 from typing import NamedTuple
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from ..tasks import BadData
 from .clap import anneal, check_training, mean_loss
 from .probe import Stack
 
-# %% ../../nbs/methods/57_tip_adapter.ipynb #e6b1e261
+# %% ../../nbs/methods/57_tip_adapter.ipynb #a95b599d
 class CacheHeads(NamedTuple):
     "Zero-shot's class weights and a cache of images, for B problems"
     keys:Float[Tensor,'B N n d'] # Features of the cached images, trained or not
@@ -33,7 +33,7 @@ class CacheHeads(NamedTuple):
         values = F.one_hot(stack.y, stack.open.shape[1]).to(near)
         return stack.logits(stack.text, x) + self.alpha*torch.einsum('bjmn,jnk->bjmk', near, values)
 
-# %% ../../nbs/methods/57_tip_adapter.ipynb #69f70aa8
+# %% ../../nbs/methods/57_tip_adapter.ipynb #771fff1f
 def fit_tip_adapter(
     stack:Stack, # The tasks
     there:Float[Tensor,'B N n'], # 1 for an image that counts in a problem
@@ -45,7 +45,7 @@ def fit_tip_adapter(
         if not 0 <= v < float('inf'): raise BadData(f'{name} is {v}; expected a finite number from 0')
     return CacheHeads(stack.x.expand(len(there), -1, -1, -1), there, alpha, beta)
 
-# %% ../../nbs/methods/57_tip_adapter.ipynb #124b7e87
+# %% ../../nbs/methods/57_tip_adapter.ipynb #6a10f443
 def fit_tip_adapter_f(
     stack:Stack, # The tasks
     there:Float[Tensor,'B N n'], # 1 for an image that counts in a problem
@@ -60,7 +60,7 @@ def fit_tip_adapter_f(
     anneal(torch.optim.AdamW([keys], lr=lr, eps=1e-4), loss, 20)
     return CacheHeads(keys.detach(), there, alpha, beta)
 
-# %% ../../nbs/methods/57_tip_adapter.ipynb #559ad326
-TIP_GRID = tuple(dict(alpha=a, beta=b) for a in (.3, 1., 3., 10., 30.) for b in (1., 2., 5.5, 12.))
+# %% ../../nbs/methods/57_tip_adapter.ipynb #c6f12891
+TIP_GRID = tuple(dict(alpha=a, beta=b) for a in (.3, 1., 3., 10., 30., 100.) for b in (.5, 1., 2., 5.5, 12.))
 TIP_F_GRID = tuple(
-    dict(alpha=a, beta=b, lr=r) for a in (1., 3., 10.) for b in (2., 5.5) for r in (1e-3, 1e-2))
+    dict(alpha=a, beta=b, lr=r) for a in (1., 3., 10., 30.) for b in (1., 2., 5.5) for r in (1e-3, 1e-2))
