@@ -13,7 +13,7 @@ ARGS ?=
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(N) --dist loadgroup --durations 8
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu test-matrix lab export clean readme docs
+.PHONY: help demo test test-slow test-gpu test-matrix lab export clean readme docs docs-check
 .DELETE_ON_ERROR:
 
 help: ## This list
@@ -52,6 +52,9 @@ docs: $(READY) readme ## The site, into _docs/ (needs Quarto)
 	  echo "Without it, 'make test ARGS=\"-k docs\"' checks that the notebooks process and that links and references resolve."; exit 1; }
 	touch README.md
 	PATH="$$(cd "$(BIN)" && pwd):$$PATH" nbdev_docs
+
+docs-check: $(READY) ## Opens every page of _docs/ in Chromium (needs it, and playwright); ARGS="--sheet site.png" shows them
+	$(BIN)/python tools/check_site.py $(ARGS)
 
 $(READY): settings.ini setup.py pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python 3.10 or newer with venv and ensurepip found; name one: make PYTHON=/path/to/python3"; exit 1; }

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'OBJECTS', 'PARTS', 'RES', 'SIZE', 'DOMAINS', 'HABITS', 'COLORS', 'PATTERNS', 'NUMBERS', 'PLACES',
-           'FAMILIES', 'SETTINGS', 'DOMAIN_CLASSES', 'VOCAB', 'MINI_CONFIG', 'MINI_TRAIN', 'draw_mask', 'photo',
-           'painting', 'sketch', 'etching', 'blueprint', 'chalkboard', 'mosaic', 'stitch', 'styled_picture', 'faded',
-           'domain_picture', 'pattern_fill', 'layout', 'web_picture', 'camera', 'family_picture', 'mini_groups',
-           'mini_tasks', 'MiniTokenizer', 'build_mini', 'mini_weights', 'mini_clip']
+           'FAMILIES', 'SETTINGS', 'DOMAIN_CLASSES', 'VOCAB', 'MINI_CONFIG', 'MINI_SHA256', 'MINI_TRAIN', 'draw_mask',
+           'eight_bits', 'photo', 'painting', 'sketch', 'etching', 'blueprint', 'chalkboard', 'mosaic', 'stitch',
+           'styled_picture', 'faded', 'domain_picture', 'pattern_fill', 'layout', 'web_picture', 'camera',
+           'family_picture', 'mini_groups', 'mini_tasks', 'MiniTokenizer', 'build_mini', 'mini_weights', 'mini_clip']
 
 # %% ../nbs/pictures/22_mini.ipynb #2e7e513f
 import hashlib, re
@@ -123,7 +123,10 @@ def _two_colors(rng):
         if np.abs(a - b).sum() > .7: return a, b
 
 # %% ../nbs/pictures/22_mini.ipynb #f2c8fbec
-def _finish(x):
+def eight_bits(
+    x:Float[np.ndarray,'r r 3'], # A picture at the resolution of drawing, from 0 to 1
+)->UInt8[np.ndarray,'s s 3']: # The same, smaller, in bytes
+    "Shrink a finished picture to the size that the model sees"
     im = Image.fromarray((x*255).clip(0, 255).astype(np.uint8)).resize((SIZE, SIZE), Image.BOX)
     return np.asarray(im)
 
@@ -219,7 +222,7 @@ def styled_picture(
     rng:np.random.Generator, # Of this picture
 )->np.ndarray: # Picture, uint8 `32 32 3`
     "An object, somewhere near the middle, drawn with a domain's tools: what the pretraining saw"
-    return _finish(
+    return eight_bits(
         DOMAINS[name](draw_mask(obj, rng, (rng.normal(0, 0.08, 2),), 0.75 * rng.uniform(0.65, 1.15)), rng))
 
 # %% ../nbs/pictures/22_mini.ipynb #2702af32
@@ -244,7 +247,7 @@ def domain_picture(
     x = DOMAINS[name](_filter(m, ImageFilter.MaxFilter(7)) if habit == 'bold' else m, rng)
     if habit == 'faded': x = faded(x)
     if habit == 'blurred': x = np.stack([_blur(c.clip(0, 1), 2.5) for c in np.moveaxis(x, -1, 0)], -1)
-    return _finish(x)
+    return eight_bits(x)
 
 # %% ../nbs/pictures/22_mini.ipynb #524c06fc
 COLORS = dict(red=(0.86, 0.12, 0.14), orange=(0.95, 0.53, 0.08), yellow=(0.95, 0.86, 0.15),
@@ -330,7 +333,7 @@ def family_picture(
     a = dict(colors=dict(color=value), patterns=dict(pattern=value), places=dict(place=value),
              numbers=dict(number=1 + NUMBERS.index(value) if value in NUMBERS else 1))[quality]
     if quality != 'colors': a['color'] = list(COLORS)[rng.integers(8)]
-    return _finish(camera(web_picture(rng, obj, **a), rng))
+    return eight_bits(camera(web_picture(rng, obj, **a), rng))
 
 # %% ../nbs/pictures/22_mini.ipynb #2803ed8b
 SETTINGS, DOMAIN_CLASSES = ('domains', 'families'), OBJECTS[:12]
@@ -422,7 +425,7 @@ class MiniTokenizer:
 MINI_CONFIG = dict(embed_dim=64,
                    vision_cfg=dict(layers=4, width=96, head_width=24, patch_size=8, image_size=32),
                    text_cfg=dict(context_length=77, width=64, heads=4, layers=3))
-_SHA256 = 'a82b7814ef0220fc3f1f602e5e11108da439a8b636363aa0e3335129c1b914c0'
+MINI_SHA256 = 'a82b7814ef0220fc3f1f602e5e11108da439a8b636363aa0e3335129c1b914c0'
 
 def build_mini(
     n_words:int, # Size of the vocabulary, bytes, start and end not counted
@@ -436,10 +439,10 @@ def mini_weights()->dict: # State dict, fp32
     "The shipped weights; `BadData` if the file is not the one that the pretraining made"
     path = files('hipro_nb')/'assets'/'mini_clip.safetensors'
     raw = path.read_bytes()
-    if hashlib.sha256(raw).hexdigest() != _SHA256:
+    if hashlib.sha256(raw).hexdigest() != MINI_SHA256:
         raise BadData(
-            f'{path.name} is damaged or from another version: expected the SHA-256 {_SHA256[:12]}…; install'
-            ' the package again')
+            f'{path.name} is damaged or from another version: expected the SHA-256 {MINI_SHA256[:12]}…;'
+            ' install the package again')
     return {k: v.float() for k, v in st_load(raw).items()}
 
 # %% ../nbs/pictures/22_mini.ipynb #93fb6197

@@ -14,7 +14,6 @@ from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 # %% ../nbs/engine/13_zoo.ipynb #f35b5191
@@ -22,7 +21,7 @@ import open_clip
 from open_clip.convert import convert_state_dict
 from open_clip.factory import resize_pos_embed, resize_text_pos_embed
 from open_clip.hf_configs import arch_dict
-from open_clip.model import CLIP, convert_to_custom_text_state_dict
+from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2

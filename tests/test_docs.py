@@ -209,3 +209,18 @@ def test_docs_settings():
     assert q["project"]["type"] == "website" and {"nbdev.yml", "sidebar.yml"} <= set(q["metadata-files"])
     assert "commonmark" in q["format"] and q["format"]["html"]["keep-md"] is True
     assert (NBS / q["format"]["html"]["css"]).exists()
+
+
+def test_read_site(tmp_path, monkeypatch):
+    "What `make docs-check` finds without a browser: links, names on a page, alternative texts."
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import check_site
+    (tmp_path / "a").mkdir()
+    good = '<a href="../b.html#here">x</a> <a href="https://example.org">x</a> <img src="p.png" alt="">'
+    bad = '<h2 id="here">x</h2><a href="a/c.html">x</a> <a href="#there">x</a> <img src="q.png">'
+    (tmp_path / "a/a.html").write_text(good, encoding="utf-8")
+    (tmp_path / "b.html").write_text(bad, encoding="utf-8")
+    (tmp_path / "404.html").write_text('<a href="/elsewhere/b.html">x</a>', encoding="utf-8")
+    assert list(check_site.faults_read(tmp_path)) == [
+        ("b.html", "a/c.html leads nowhere"), ("b.html", "#there: no such name there"),
+        ("b.html", "a picture without an alternative text: q.png")]

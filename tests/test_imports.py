@@ -61,6 +61,15 @@ def test_notebook_order(nb):
                 m.startswith("hipro_nb") or is_exported(c)), f"cell {c['index']} imports * from {m}"
 
 
+@pytest.mark.parametrize("nb", chapters(), ids=name)
+def test_no_private_name_is_imported(nb):
+    "What another chapter needs has a name without an underscore."
+    for c in cells(nb, "code"):
+        for mod, names in imports(tree_of(c)):
+            private = [n for n in names if n.startswith("_")]
+            assert not (private and mod.startswith("hipro_nb")), f"cell {c['index']} imports {private}"
+
+
 PARTS = dict(start=range(0, 1), paper=range(1, 10), engine=range(10, 20), pictures=range(20, 40),
              methods=range(40, 60), scheduling=range(60, 70), running=range(70, 80), studies=range(80, 100))
 PART_OF = {module_of(nb): list(PARTS).index(nb.parent.name) for nb in chapters() if module_of(nb)}

@@ -17,7 +17,8 @@ from project import ROOT
 from tiny import image_folder, save_clip
 
 from hipro_nb.baselines import METHODS, RUN_OPTIONS, run_options
-from hipro_nb.cli import HOLDER, RunSettings, fit_method, hipro_fit, hipro_predict, new_method, open_model
+from hipro_nb.cli import (HOLDER, RunSettings, fit_method, hipro_fit, hipro_predict, new_method, open_model,
+                          uses_val)
 from hipro_nb.compare import hipro_compare
 from hipro_nb.tasks import BadData
 from hipro_nb.store import FeatureStore
@@ -114,6 +115,7 @@ def test_validation_images_are_told_of(home, capfd):
     assert "8 validation images (of art, photo) are used by linear_probe alone; " in capfd.readouterr().err
     assert hipro_fit(argv("probe", method="linear_probe")) == 0
     assert "validation" not in capfd.readouterr().err
+    assert all(uses_val(METHODS[k]) for k in ("linear_probe", "jscpt"))
 
 
 OTHER = dict(n_ctx=3, lr=0.05, epochs=4, batch_size=3, dtype="float64", views=2, chunk=5)

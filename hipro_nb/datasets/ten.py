@@ -23,7 +23,7 @@ from ..images import Split
 from ..files import as_path, read_json
 from .fetch import RemoteFile
 from .sources import (DataSet, Pool, Protocol, check_present, entries, find_folder,
-                                       inside_root, name_key, read_lines)
+                                       inside_root, read_lines)
 
 # %% ../../nbs/pictures/30_ten.ipynb #1a4e92a7
 _coop = 'https://github.com/KaiyangZhou/CoOp, DATASETS.md'
