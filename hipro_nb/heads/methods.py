@@ -48,7 +48,7 @@ class FittedHeads(Fitted):
 # %% ../../nbs/methods/59_head_methods.ipynb #f2accdcb
 @dataclass(frozen=True, kw_only=True)
 class HeadMethod(Method):
-    "A head on cached features; a subclass has its options, its `grid`, and `run`"
+    "A head on cached features; a subclass has its options, its `grid`, and `_run`"
     family, fitted = 'head', FittedHeads
     grid:ClassVar[tuple] = () # What `search` walks
     search:bool = False # Choose settings on training images held back?
@@ -58,15 +58,15 @@ class HeadMethod(Method):
         super().__init_subclass__(**kwargs)
         if cls.grid: cls.tunable = as_tunable(cls.grid)
 
-    def run(self,
+    def _run(self,
         stack:Stack, # The tasks
         there:Float[Tensor,'B N n'], # 1 for an image that counts in a problem
         **setting, # In the place of the method's own
     ): # With `logits(stack, x)`
         "Fits the head on B problems"
-        raise NotImplementedError(f'{type(self).__name__} defines no run')
+        raise NotImplementedError(f'{type(self).__name__} defines no _run')
 
-    def options(self)->dict:
+    def options(self)->dict: # By name
         "The settings that a grid varies, as they are"
         varied = dict.fromkeys(k for g in self.grid for k in g)
         return {k: getattr(self, k) for k in varied if hasattr(self, k)}
@@ -82,10 +82,10 @@ def zero_shot_text(
 def trained_heads(
     method:HeadMethod, # Settings
     stack:Stack, # The tasks
-)->tuple: # What `run` gives for all images, and what was chosen
+)->tuple: # What `_run` gives for all images, and what was chosen
     "One fit with the method's own settings, or with those chosen on images held back"
-    best = choose_setting(method.run, method.grid, stack, seed=method.seed).best if method.search else {}
-    return method.run(stack, stack.there[None], **method.options() | best), best
+    best = choose_setting(method._run, method.grid, stack, seed=method.seed).best if method.search else {}
+    return method._run(stack, stack.there[None], **method.options() | best), best
 
 def class_weights(
     weights:Float[Tensor,'N K d'], # Of a stack
@@ -107,7 +107,7 @@ class ZSLP(HeadMethod):
     "A linear probe that starts at the text's weights"
     key, title, order, cost, color, grid = 'zs_lp', 'ZS-LP', 210, 17, 'tab:olive', ZS_LP_GRID
     lr:float = .1 # First rate
-    def run(self, stack, there, lr, **_):
+    def _run(self, stack, there, lr, **_):
         "ZS-LP"
         return fit_clap(stack, there, 0., lr)
 
@@ -117,7 +117,7 @@ class CLAP(HeadMethod):
     key, title, order, cost, color, grid = 'clap', 'CLAP', 211, 18, 'tab:green', CLAP_GRID
     strength:float = 1. # Factor of the penalty
     lr:float = .1 # First rate
-    def run(self, stack, there, **setting):
+    def _run(self, stack, there, **setting):
         "CLAP"
         return fit_clap(stack, there, **setting)
 
@@ -128,7 +128,7 @@ class LPPlus(HeadMethod):
     key, title, order, cost, color, grid = 'lp_plus', 'LP++', 212, 16, 'tab:brown', LP_GRID
     epochs:int = 300 # Steps
     blend:float = 2.5 # Weight of the text at the start
-    def run(self, stack, there, **setting):
+    def _run(self, stack, there, **setting):
         "LP++"
         return fit_lp_plus(stack, there, **setting)
 
@@ -138,7 +138,7 @@ class TaskRes(HeadMethod):
     key, title, order, cost, color, grid = 'task_res', 'TaskRes', 213, 15, 'tab:pink', RESIDUAL_GRID
     alpha:float = .5 # Factor of the residual
     lr:float = 2e-3 # First rate
-    def run(self, stack, there, lr):
+    def _run(self, stack, there, lr):
         "TaskRes"
         return fit_task_residual(stack, there, self.alpha, lr)
 
@@ -245,7 +245,7 @@ class TipAdapter(HeadMethod):
     fitted = FittedCache
     alpha:float = 1. # Weight of the cache
     beta:float = 5.5 # Sharpness of its kernel
-    def run(self, stack, there, **setting):
+    def _run(self, stack, there, **setting):
         "Tip-Adapter"
         return fit_tip_adapter(stack, there, **setting)
     def _fit(self, job):
@@ -262,7 +262,7 @@ class TipAdapterF(TipAdapter):
     "The cache with trained keys"
     key, title, order, cost, color, grid = 'tip_adapter_f', 'Tip-Adapter-F', 215, 14, 'tab:orange', TIP_F_GRID
     lr:float = 1e-3 # First rate
-    def run(self, stack, there, **setting):
+    def _run(self, stack, there, **setting):
         "Tip-Adapter-F"
         return fit_tip_adapter_f(stack, there, **setting)
 
@@ -288,7 +288,7 @@ class RLA(HeadMethod):
     fitted = FittedMaps
     lr:float = 1e-3 # First rate
     pull:float|None = None # Weight of the penalty; one over the images of a class if None
-    def run(self, stack, there, start=None, **setting):
+    def _run(self, stack, there, start=None, **setting):
         "RLA"
         return fit_prolip(stack, there, start, **setting)
     def _fit(self, job):
