@@ -43,6 +43,10 @@ def as_tunable(
 class FittedHeads(Fitted):
     "Class weights, and which settings were chosen"
     chosen:dict[str,float|int|None] = fact_field() # By name; empty where nothing was searched
+    @property
+    def n_parameters(self)->int:
+        "Numbers that training changed: class weights, where these are what it learned, and tensors of its own"
+        return sum(h.numel() for h in self.heads if h is not None) + super().n_parameters
 
 # %% ../../nbs/methods/59_head_methods.ipynb #f2accdcb
 @dataclass(frozen=True, kw_only=True)
