@@ -10,7 +10,6 @@ __all__ = ['as_tunable', 'FittedHeads', 'HeadMethod', 'zero_shot_text', 'trained
 # %% ../../nbs/methods/59_head_methods.ipynb #80494277
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import ClassVar
 import torch
 import torch.nn.functional as F
@@ -277,9 +276,9 @@ class FittedMaps(FittedHeads):
     def _head(self, i): return None
     def _logits(self, i, x):
         return self.scales[i]*F.normalize(x.to(self.maps[i]) @ self.maps[i], dim=-1) @ self.text[i].T
-    @cached_property
-    def _bare(self): return last_projection(self.clip)[0]
-    def _image_logits(self, i, images): return self._logits(i, encode_images(self._bare, images.images))
+    def _image_logits(self, i, images):
+        bare, _ = last_projection(self.clip) # shares all weights, and is made anew: predicting keeps nothing
+        return self._logits(i, encode_images(bare, images.images))
 
 @dataclass(frozen=True, kw_only=True)
 class RLA(HeadMethod):

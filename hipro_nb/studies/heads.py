@@ -6,7 +6,7 @@
 __all__ = ['HEADS', 'PARTS', 'KINDS', 'head_rows', 'convex_rows', 'tree_rows', 'test_accuracy', 'measure', 'opened', 'heads_seed',
            'above_seed', 'projected_seed', 'run_heads', 'head_results', 'prompt_results', 'holm', 'gaps']
 
-# %% ../../nbs/studies/95_heads.ipynb #d23b1683
+# %% ../../nbs/studies/95_heads.ipynb #b5546f22
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -31,7 +31,7 @@ from .mini import N_TEST
 from ..files import Plain, read_json
 from .reports import PaperTable, Source, read_report, run_missing
 
-# %% ../../nbs/studies/95_heads.ipynb #8607038e
+# %% ../../nbs/studies/95_heads.ipynb #7cb0ec54
 HEADS = {'ZS-LP': (partial(fit_clap, strength=0.), ZS_LP_GRID),
          'CLAP': (fit_clap, CLAP_GRID),
          'LP++': (fit_lp_plus, LP_GRID), 'TaskRes': (fit_task_residual, RESIDUAL_GRID),
@@ -53,7 +53,7 @@ def _rows_of(name, fit, grid, stack, seed)->dict:
         return fit(stack, stack.there[None], **best), best
     return {name: plain, f'{name}, searched': searched}
 
-# %% ../../nbs/studies/95_heads.ipynb #a22c83c8
+# %% ../../nbs/studies/95_heads.ipynb #5ef4f139
 PARTS = dict(leaves=(0., 0., 1.), root=(1., 0., 0.), flat=(1., 0., 1.), tree=LEVELS)
 
 def _linear(stack, spread, ridge): return LinearHeads(fit_weights(stack, spread, ridge)[None])
@@ -87,7 +87,7 @@ def tree_rows(
         return _linear(stack, spread_tree(stack, groups, levels), ridge), dict(ridge=ridge, levels=levels)
     return {f'tree heads{where}': plain, f'tree heads{where}, searched': searched}
 
-# %% ../../nbs/studies/95_heads.ipynb #e14ce5e1
+# %% ../../nbs/studies/95_heads.ipynb #50b30397
 def test_accuracy(
     heads:object, # With `logits(stack, x)`, of one problem
     stack:Stack, # The tasks
@@ -113,7 +113,7 @@ def measure(
         if chosen: out['chosen'][name] = chosen
     return out
 
-# %% ../../nbs/studies/95_heads.ipynb #be7b357f
+# %% ../../nbs/studies/95_heads.ipynb #75d82371
 def opened(
     source:Source, # Tasks and model
     seed:int, # Of the training images
@@ -146,7 +146,7 @@ def heads_seed(
     return found | dict(seed=seed, shots=shots, tasks=[t.name for t in tasks],
                         tree=[list(g) for g in tree.groups[len(tasks):]])
 
-# %% ../../nbs/studies/95_heads.ipynb #48f1e52c
+# %% ../../nbs/studies/95_heads.ipynb #b9b51737
 def above_seed(
     source:Source, # Tasks and model
     seed:int, # Of the training images, the prompts and the folds
@@ -165,7 +165,7 @@ def above_seed(
     found['cpu_s']['HiPro'] = spent
     return found | dict(seed=seed, shots=shots, tasks=[t.name for t in tasks])
 
-# %% ../../nbs/studies/95_heads.ipynb #44c62d9c
+# %% ../../nbs/studies/95_heads.ipynb #a8741e8e
 def projected_seed(
     source:Source, # Tasks and model
     seed:int, # Of the training images, and of the folds
@@ -199,7 +199,7 @@ def run_heads(
     parts = {f'{kind}, {shots} shots, seed {s}': partial(KINDS[kind], source, s, shots) for s in seeds}
     return run_missing(path, dict(source=source.shown(), n_test=N_TEST.get(source.data)), parts)
 
-# %% ../../nbs/studies/95_heads.ipynb #4f70d70d
+# %% ../../nbs/studies/95_heads.ipynb #5f6d86d6
 def head_results(
     path:str|Path, # What `run_heads` wrote
     kind:str='heads', # Key of `KINDS`
@@ -220,7 +220,7 @@ def prompt_results(
     else: found = map(Result.from_dict, results)
     return {r.method: r for r in found}
 
-# %% ../../nbs/studies/95_heads.ipynb #fdcce4bc
+# %% ../../nbs/studies/95_heads.ipynb #1c5b7ae5
 def holm(
     p:dict, # p-value by name
 )->dict: # The same, adjusted for having looked at all of them
