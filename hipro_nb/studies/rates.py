@@ -45,7 +45,7 @@ def rate_results(
     "The four methods of one training, on images held back"
     halves = held_back(tasks, config.seed)
     tree = HiPro(config=config).fit(clip, halves, progress=False)
-    return {n: float(tree.select(v).evaluate(halves).averages[0]) for n,v in VIEWS.items()}
+    return {n: float(tree.select(v).evaluate(halves).averages[0]) for n,v in SELECTED.items()}
 
 # %% ../../nbs/studies/83_rates.ipynb #e8dab3c7
 def run_rates(
