@@ -45,7 +45,7 @@ class FittedHeads(Fitted):
     chosen:dict[str,float|int|None] = fact_field() # By name; empty where nothing was searched
     @property
     def n_parameters(self)->int:
-        "Numbers that training changed: class weights, where these are what it learned, and tensors of its own"
+        "Numbers that training changed: class weights, and tensors of its own"
         return sum(h.numel() for h in self.heads if h is not None) + super().n_parameters
 
 # %% ../../nbs/methods/59_head_methods.ipynb #f2accdcb
