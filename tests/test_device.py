@@ -183,10 +183,10 @@ def said(tmp_path_factory):
 
 def check(found, name):
     """Trained in float64 the two agree to rounding; in the types that are usual there, bf16 is seen (fp32 is
-    nearer, a probe of features hardly moves) and does no harm"""
+    nearer, a head of features hardly moves) and does no harm"""
     assert "error" not in found, found["error"]
     assert found["double"]["trained"] < 1e-9
-    assert (5e-6 if name == "linear_probe" else 1e-3) < found["usual"]["trained"] < 0.25
+    assert (5e-6 if METHODS[name].family == "head" or name == "linear_probe" else 1e-3) < found["usual"]["trained"] < 0.25
     for kind, small in (("double", 1e-9), ("usual", 0.02)):
         assert (
             found[kind]["reloaded"] <= 1e-6

@@ -164,6 +164,12 @@ WORDS = ["mug", "Mug", "MUG ", "m_ug", "m ug", "caf\u00e9", "cafe\u0301", "\u81e
 ENDS = [".png", ".PNG", ".jpg", ".txt", "", ".1", ".png.txt", ".gif", ".", ".tar.gz"]
 
 
+def can_be(name):
+    "May files be called so here? Not every name under a locale of ASCII"
+    try: return bool(os.fsencode(name))
+    except UnicodeEncodeError: return False
+
+
 def contents(rng):
     b = BytesIO()
     Image.new("RGB", (2, 2), rng.choice(["red", "blue", "white"])).save(b, rng.choice(["PNG", "JPEG", "GIF"]))
@@ -176,7 +182,7 @@ def grow(folder, rng, depth):
     for _ in range(rng.choice([0, 1, 2, 2, 3, 4])):
         name = rng.choice(WORDS) + (rng.choice(ENDS) if rng.random() < .5 * (3 - depth) / 3 + .2 else "")
         path = folder / name.replace("/", "")
-        if name in ("", ".", "..") or os.path.lexists(path): continue
+        if name in ("", ".", "..") or not can_be(name) or os.path.lexists(path): continue
         kind = rng.random()
         if kind < .06: path.symlink_to(rng.choice(["..", ".", "nothing", name, "../..", "mug"]))
         elif kind < .08: os.mkfifo(path)
@@ -190,7 +196,7 @@ def tidy(folder, rng):
     "Tasks and classes with pictures, of odd names now and then, so that many trees are read."
     plain = ["mug", "caf\u00e9", "RedFox", "n02119022", "1-1", "11", "tench, Tinca", "\U0001f98a", "a.",
              "x" * 200]
-    def some(n): return rng.sample(plain if rng.random() < .8 else WORDS, n)
+    def some(n): return rng.sample([*filter(can_be, plain if rng.random() < .8 else WORDS)], n)
     classes = some(rng.choice([2, 3]))
     for t in some(rng.choice([1, 2])):
         for part in rng.choice([[""], [""], ["train", "test"], ["train", "val", "test"]]):

@@ -24,10 +24,11 @@ def clip(): return numbered_clip()
 def given(): return tasks()
 
 
-def bound(saved):
+def bound(saved, name):
     """Float64 throughout; but prompts and networks start from draws in fp32, whose last digit is another on
-    other processors, and training carries that on (measured: 1e-6)"""
-    return 1e-9 if torch.equal(saved["draws"], draws()) else 1e-5
+    other processors, and training carries that on (measured: 1e-6). A head is as exact as its solver stops"""
+    solved = METHODS[name].family == "head" or name == "linear_probe"
+    return 1e-9 if torch.equal(saved["draws"], draws()) and not solved else 1e-5
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -35,7 +36,7 @@ def test_numbers(saved, clip, given, name):
     found = numbers(name, fitted(name, clip, given), given)
     own = {k: t for k, t in saved.items() if k.startswith(f"{name}.")}
     assert found.keys() == own.keys() and len(own) > len(given)
-    assert_close(found, own, rtol=0, atol=bound(saved))
+    assert_close(found, own, rtol=0, atol=bound(saved, name))
 
 
 @pytest.mark.parametrize("name", KEPT)
