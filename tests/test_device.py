@@ -186,7 +186,8 @@ def check(found, name):
     nearer, a head of features hardly moves) and does no harm"""
     assert "error" not in found, found["error"]
     assert found["double"]["trained"] < 1e-9
-    assert (5e-6 if METHODS[name].family == "head" or name == "linear_probe" else 1e-3) < found["usual"]["trained"] < 0.25
+    still = METHODS[name].family == "head" or name == "linear_probe"
+    assert (5e-6 if still else 1e-3) < found["usual"]["trained"] < 0.25
     for kind, small in (("double", 1e-9), ("usual", 0.02)):
         assert (
             found[kind]["reloaded"] <= 1e-6

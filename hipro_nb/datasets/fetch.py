@@ -202,7 +202,8 @@ def _tar_members(archive:Path, most:int)->Iterator:
     with open(archive, 'rb') as f: start = f.read(6)
     kinds = {b'\x1f\x8b': gzip.open, b'BZh': bz2.open, b'\xfd7zXZ\0': lzma.open}
     opener = next((o for k,o in kinds.items() if start.startswith(k)), open)
-    with opener(archive, 'rb') as f, tarfile.open(fileobj=_Sparing(f, most), mode='r:', encoding='utf-8') as t:
+    usual = dict(mode='r:', encoding='utf-8') # whatever the locale
+    with opener(archive, 'rb') as f, tarfile.open(fileobj=_Sparing(f, most), **usual) as t:
         while (m:=t.next()) is not None:
             if not (m.isreg() or m.isdir()): raise _no_file(archive, m.name)
             if m.size<0 or not math.isfinite(m.mtime) or abs(m.mtime)>1<<40:
